@@ -56,7 +56,11 @@ def unknown_name(fact: UnknownName, question: Question) -> Iterator[Remedy]:
     if place == "number" or place == "rank":
         yield from _table("number", name, question)
     if 0 < len(fact.valid) <= _MOST_LISTED and place in (
-        "init", "name", "function", "share", "transform",
+        "init",
+        "name",
+        "function",
+        "share",
+        "transform",
     ):
         yield Remedy(f"there are {listed(sorted(fact.valid))}")
     if place in _EXPECTED:

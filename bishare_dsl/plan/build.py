@@ -440,10 +440,8 @@ class _SharePlan:
         """Describe the sites that find no tensor."""
         without = {place.site.path for place in missing}
         outside = {place.site.layer for place in missing}
-        layers = []
-        for place in self._places:
-            if place.site.path not in without and place.site.layer is not None:
-                layers.append(place.site.layer)
+        served = [place.site for place in self._places if place.site.path not in without]
+        layers = [site.layer for site in served if site.layer is not None]
         if not layers:
             return NoPool(self.index, None)
         first, last = min(layers), max(layers)

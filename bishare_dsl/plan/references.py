@@ -96,8 +96,4 @@ def comparable(key: tuple[Value, ...]) -> tuple[object, ...]:
 
 def key_text(key: tuple[Value, ...]) -> str:
     """Write the value of a key."""
-    words = []
-    for value in key:
-        words.append(str(value).lower() if isinstance(value, bool) else str(value))
-    return ", ".join(words)
-
+    return ", ".join(str(value).lower() if isinstance(value, bool) else str(value) for value in key)

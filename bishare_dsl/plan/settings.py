@@ -200,8 +200,8 @@ class SpecSettings:
         """Return how the tensor starts that a role of share number ``index`` takes from its owner.
 
         Raises:
-            SpecError: the owner has no such tensor, or one that cannot be in two places (BS215, BS232), located
-            in the share.
+            SpecError: the owner has no such tensor, or one that cannot be in two places (BS215, BS232),
+                located in the share.
         """
         share, lender = self.spec.shares[index], self.spec.shares[owner.index]
         reference = share.references[role]
@@ -209,9 +209,7 @@ class SpecSettings:
         text = tensor_text(reference.share, reference.role)
 
         def refused(why: str) -> SpecError:
-            problem = codes.NO_REFERENCE(
-                role=role, share=share.name, tensor=text, why=why, loc=loc
-            )
+            problem = codes.NO_REFERENCE(role=role, share=share.name, tensor=text, why=why, loc=loc)
             return SpecError(problem)
 
         loaded = _load(lender, rank, self.params, [])

@@ -84,12 +84,15 @@ def test_every_invariant(name):
 @pytest.mark.parametrize(
     "shares",
     [
-        "share up A per layer B per expert, layer rank 2 where up_proj "
-        "share down A per module B is up.A rank 2 where down_proj init A zeros",
-        "share up per layer, expert rank 2 where up_proj "
-        "share down A per module B is up.A rank 2 where down_proj init A zeros",
-        "share up per layer, expert rank 2 where up_proj "
-        "share seen A per layer B per 0, 1 is up.A rank 2 where o_proj init A zeros",
+        """share up A per layer B per expert, layer rank 2 where up_proj
+           share down A per module B is up.A rank 2 where down_proj init A zeros
+        """,
+        """share up per layer, expert rank 2 where up_proj
+           share down A per module B is up.A rank 2 where down_proj init A zeros
+        """,
+        """share up per layer, expert rank 2 where up_proj
+           share seen A per layer B per 0, 1 is up.A rank 2 where o_proj init A zeros
+        """,
     ],
 )
 def test_experts_in_one_parameter(family, shares):
@@ -111,7 +114,7 @@ def test_head_and_embedding():
     text = "spec s target embed_tokens, lm_head\n"
     text += "share head per kind rank 2 where lm_head\n"
     text += "share embedding A per lm_head is head.B B per module rank 2 where embed_tokens init B normal"
-    with pytest.raises(PlanError, match="BS324.*has the key `false`"):
+    with pytest.raises(PlanError, match=r"BS324.*has the key `false`"):
         plan_spec(text, tiny_model("llama", tie_word_embeddings=False))
     text = text.replace("share head per kind", "share head per model")
     text = text.replace("A per lm_head is head.B", "A is head.B")
