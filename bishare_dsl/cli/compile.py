@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,7 +99,11 @@ def command(
     report.result(str(out))
     report.note(plan.parameters_line)
     report.tell(plan)
-    report.note(f"see it with `bishare inspect {out}`")
+    base = shlex.quote(plan.base.model_id or plan.base.name)
+    folder = shlex.quote(str(out))
+    report.note("it is untrained; train it, or load it in Python:")
+    report.note(f"bishare train {folder} --model {base} --data FILES --output_dir DIR")
+    report.note(f"model = bishare_dsl.load_adapter({str(out)!r}, model)")
 
 
 def _explain(plan: Plan, model: str, emit: str, report: Report) -> None:

@@ -16,6 +16,13 @@ def test_spec_and_model_are_enough(bishare, here):
     run = bishare("compile", "bishare_ke", "--model", "smollm2-135m", "--set", "size=64")
     assert (run.code, run.out) == (0, "bishare_ke-smollm2-135m\n")
     assert "trainable params: " in run.err
+    folder = "bishare_ke-smollm2-135m"
+    weights = "HuggingFaceTB/SmolLM2-135M-Instruct"  # A preset has shapes and no weights.
+    assert run.err.endswith(
+        "it is untrained; train it, or load it in Python:\n"
+        f"bishare train {folder} --model {weights} --data FILES --output_dir DIR\n"
+        f"model = bishare_dsl.load_adapter('{folder}', model)\n"
+    )
     stored = read_adapter(here / "bishare_ke-smollm2-135m")
     assert stored.plan.params["size"] == 64
     assert "size        = 64" in stored.spec_text
