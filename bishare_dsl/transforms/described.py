@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from bishare_dsl.transforms.gate import Gate
 from bishare_dsl.transforms.protocol import guard
 from bishare_dsl.transforms.registry import COMPOSED, PLAIN
 from bishare_dsl.transforms.shipped.composed import PLACES
@@ -56,8 +57,12 @@ def _composition(options: Mapping[str, Any]) -> str:
     for place in PLACES:
         steps = []
         for step in options.get(place, ()):
-            named = f" as {step['name']}" if "name" in step else ""
-            steps.append(via(step["transform"], step["options"]) + named)
+            text = via(step["transform"], step["options"])
+            if "gate" in step:
+                text += f" {Gate(**step['gate']).written()}"
+            if "name" in step:
+                text += f" as {step['name']}"
+            steps.append(text)
         if steps:
             places.append(f"{place} {' then '.join(steps)}")
     return ", ".join(places)

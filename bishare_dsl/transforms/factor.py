@@ -111,9 +111,7 @@ class Kron(NamedTuple):
         kernel, shared, side, rowwise = self
         if rowwise:
             whole = (kernel.unsqueeze(-1) * shared.unsqueeze(-2)).flatten(-2)
-        elif kernel.dim() == 2:
-            whole = torch.kron(kernel, shared)
-        else:
+        else:  # Without `torch.kron` and its branch on dimensions, which a proxy does not have.
             tiles = kernel[..., :, None, :, None] * shared[..., None, :, None, :]
             whole = tiles.flatten(-2).flatten(-3, -2)
         # Not compared first: `torch.jit.trace` cannot read a shape under `vmap`. A whole slice is the tensor.

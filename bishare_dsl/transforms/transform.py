@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeAlias
@@ -42,6 +43,14 @@ class Own(NamedTuple):
     rows: int
     columns: int
     fan_in: int = 1
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Matrices that a transform sums: how many, and the role of a site's coefficients ``(1, count)``."""
+
+    count: int
+    coefficients: str
 
 
 class Width(NamedTuple):
@@ -239,6 +248,20 @@ class Transform(BaseModel):
         """Return the matrix ``M (rank, rank)`` between the factors, ``dW = B^T M^T A``.
 
         Of the sort ``BETWEEN``.
+        """
+        raise NotImplementedError
+
+    def counted(self, place: str) -> Counted | None:
+        """Return the matrices that it sums at a place, A, B or between; None if there are none.
+
+        A gate replaces their coefficients. Then implement `stacked`, unless it only `mixes`.
+        """
+        return None
+
+    def stacked(self, place: str, tensors: Tensors, rank: int, side: int) -> Tensor:
+        """Return the matrices before their sum, stacked in rows: ``(count * rank, side)``.
+
+        Between A and B, ``side`` is the rank. ``tensors`` lack the coefficients.
         """
         raise NotImplementedError
 

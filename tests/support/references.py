@@ -284,10 +284,46 @@ def experts(term, x):
 
 
 @reference(COMPOSED)
-def composition(term):
-    """Compute ``B_n^T ... M ... A_n`` of a composition by dense products of its steps."""
+def composition(term, x=None):
+    """Compute ``B_n^T ... M ... A_n`` of a composition by dense products of its steps.
+
+    With gates, compute ``B_n^T ... M ... A_n x`` token by token: the matrices of a token have its coefficients.
+    """
     composed = load_transform(COMPOSED, term.options)
+    if not composed.linear:
+        tokens = [_gated(composed, term, token) for token in x.reshape(-1, term.d_in)]
+        return torch.stack(tokens).reshape(*x.shape[:-1], term.d_out)
     return reference_pair(composed, term.tensors, term.rank, Width(term.d_in, term.d_out))
+
+
+def _gated(composed, term, token):
+    """Compute the update of a token: each gate becomes coefficients, and the composition one without gates."""
+    coefficients = {role: tensor for role, tensor in term.tensors.items() if role != "gain_out"}
+    width = Width(term.d_in, term.d_out)
+    options = copy.deepcopy(term.options)
+    signals = {"x": token}
+    for place in ("A", "between", "B"):
+        for index, step in enumerate(options.get(place, [])):
+            gate = step.pop("gate", None)
+            if gate is None:
+                continue
+            router = composed.at(place)[index].router
+            logits = coefficients.pop(router) @ signals[gate["of"]]
+            chosen = range(len(logits))
+            if gate["top"] is not None:
+                chosen = sorted(chosen, key=lambda i: -float(logits[i].detach()))[: gate["top"]]
+            total = sum(logits[i].exp() for i in chosen)
+            zero = torch.zeros_like(total)
+            weights = [logits[i].exp() / total if i in chosen else zero for i in range(len(logits))]
+            placed = load_transform(COMPOSED, options).at(place)[index]
+            inner = placed.transform.counted(place).coefficients
+            coefficients[placed.owned[inner]] = torch.stack(weights).unsqueeze(0)
+        if place == "A":
+            static = load_transform(COMPOSED, {"A": options.get("A", [])})
+            a = _composed_factor(static, "A", coefficients, term.rank, width)
+            signals["A x"] = a @ token
+    b, a = reference_pair(load_transform(COMPOSED, options), coefficients, term.rank, width)
+    return b @ (a @ token)
 
 
 def reference_pair(composed, values, rank, width):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field, PositiveInt
 
 from bishare_dsl.transforms.transform import (
+    Counted,
     Own,
     Sort,
     Start,
@@ -51,8 +52,15 @@ class Basis(Transform):
     def own(self, rank: int, width: Width) -> Mapping[str, Own]:
         return {role: Own(1, self.count, fan_in=self.count) for role in self.owned}
 
+    def counted(self, place: str) -> Counted | None:
+        return Counted(self.count, f"c_{place}") if f"c_{place}" in self.owned else None
+
+    def stacked(self, place: str, tensors: Tensors, rank: int, side: int) -> Tensor:
+        return tensors[place][..., :side]
+
     def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
-        return weighted_sum(tensors[f"c_{role}"], tensors[role][..., :side], self.count)
+        matrices = self.stacked(role, tensors, rank, side)
+        return weighted_sum(tensors[f"c_{role}"], matrices, self.count)
 
     def mixed_rows(self, role: str, rank: int) -> int:
         return self.count * rank

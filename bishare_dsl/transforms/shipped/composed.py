@@ -9,6 +9,9 @@ site; each later step multiplies its rows from the left. The steps between are s
 
 A composition is a `Transform`, so all that reads a term needs no change. Nothing is multiplied before its
 product with an input or an output: a step that mixes returns a `Mixed` factor.
+
+With a `Gate` at a step, the update depends on the token, and is not a matrix: `Composed.update` passes the
+input through the steps.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bishare_dsl.diagnostics import Problem
 from bishare_dsl.transforms.apply import GAIN_OUT, GAIN_RANK
+from bishare_dsl.transforms.gate import ROUTER, Gate, expand, gate_refusal, gather
 from bishare_dsl.transforms.registry import COMPOSED
 from bishare_dsl.transforms.transform import Own, Sort, Start, Tensors, Transform, Width
 
@@ -41,12 +45,13 @@ _WIDE = 2**40
 
 
 class Step(BaseModel):
-    """A transform of a chain by name, with its options, and the name that ``as`` gives it."""
+    """A transform of a chain by name, with its options, its gate, and the name that ``as`` gives it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     transform: str
     options: dict[str, Any] = {}
+    gate: Gate | None = None
     name: str | None = None
 
     @model_validator(mode="after")
@@ -60,7 +65,8 @@ class Step(BaseModel):
         return self
 
     def __hash__(self) -> int:
-        return hash((self.transform, self.name, json.dumps(self.options, sort_keys=True)))
+        options = json.dumps(self.options, sort_keys=True)
+        return hash((self.transform, self.gate, self.name, options))
 
     def load(self) -> Transform:
         """Return the transform."""
@@ -78,7 +84,8 @@ class PlacedStep:
         index: in the chain, from 0.
         first: whether it fits a shared factor to a site.
         pooled: maps the transform's roles of shared tensors to those of the composition.
-        owned: the same of private tensors.
+        owned: the same of private tensors, without coefficients that a gate replaces.
+        router: the role of the gate's own tensor, if there is a gate.
     """
 
     place: Place
@@ -87,6 +94,17 @@ class PlacedStep:
     transform: Transform
     pooled: Mapping[str, str]
     owned: Mapping[str, str]
+    router: str | None = None
+
+    @property
+    def gate(self) -> Gate | None:
+        return self.step.gate
+
+    @property
+    def count(self) -> int:
+        """The number of matrices that it sums at its place; 1 if it sums none."""
+        counted = self.transform.counted(self.place)
+        return 1 if counted is None else counted.count
 
     @property
     def first(self) -> bool:
@@ -152,7 +170,11 @@ class Composed(Transform):
             reason = refusal(step.place, step.index, step.transform)
             if reason is not None:
                 raise ValueError(reason)
-        roles = [role for step in self.steps for role in step.roles.values()]
+            if step.gate is not None:
+                reason = gate_refusal(step.place, step.transform, step.gate)
+                if reason is not None:
+                    raise ValueError(f"{step.transform.name} takes no gate: {reason}")
+        roles = [*self.pooled, *self.owned]
         for role in roles:
             if roles.count(role) > 1:
                 raise ValueError(f"two steps have a tensor `{role}`: name the steps with `as`")
@@ -185,7 +207,23 @@ class Composed(Transform):
 
     @property
     def owned(self) -> tuple[str, ...]:  # type: ignore[override]
-        return tuple(role for step in self.steps for role in step.owned.values())
+        owned: list[str] = []
+        for step in self.steps:
+            owned += step.owned.values()
+            if step.router is not None:
+                owned.append(step.router)
+        return tuple(owned)
+
+    @property
+    def linear(self) -> bool:  # type: ignore[override]
+        return all(step.gate is None for step in self.steps)
+
+    def _gated_by(self, role: str) -> PlacedStep | None:
+        """Return the step whose router a tensor is; None if it is another tensor."""
+        for step in self.steps:
+            if step.router == role:
+                return step
+        return None
 
     @property
     def fixed(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -291,14 +329,19 @@ class Composed(Transform):
         for step in self.steps:
             own = step.transform.own(self.rank_of(step, rank), width)
             shapes.update({step.owned[role]: own[role] for role in step.owned})
+            if step.gate is not None and step.router is not None:
+                columns = width.d_in if step.gate.of == "x" else rank
+                shapes[step.router] = Own(step.count, columns, fan_in=columns)
         return shapes
 
     def start(self, role: str) -> Start:
+        if self._gated_by(role) is not None:
+            return Start("kaiming_uniform")
         step, inner = self.step_of(role)
         start = step.transform.start(inner)
-        if start.init == "zeros" and role != self.zero_role:
-            return Start("kaiming_uniform")
-        return start
+        if role == self.zero_role:
+            return Start("zeros")
+        return Start("kaiming_uniform") if start.init == "zeros" else start
 
     @cached_property
     def zero_role(self) -> str | None:
@@ -308,7 +351,8 @@ class Composed(Transform):
             for inner, outer in reversed(step.roles.items()):
                 if step.transform.start(inner).init == "zeros":
                     return outer
-        return None
+        # A gate may replace the coefficients that started at zero.
+        return "B" if not self.linear and "B" in self.roles else None
 
     def zeros(self, zero: frozenset[str]) -> frozenset[str]:
         parts = set()
@@ -345,6 +389,55 @@ class Composed(Transform):
             factor = Mixed(product, factor)
         return factor
 
+    # The update, if there is a gate --------------------------------------------------------------
+
+    def update(self, x: Tensor, tensors: Tensors, rank: int, width: Width) -> Tensor:
+        down = self._down(x, tensors, rank, width.d_in)
+        signals = {"x": x, "A x": down}
+        between = down
+        for step in self.at("between"):
+            if step.gate is None:
+                between = between @ step.transform.matrix(step.tensors(tensors), rank)
+            else:
+                stacked = step.transform.stacked("between", step.tensors(tensors), rank, rank)
+                between = expand(_coefficients(step, signals, tensors), between) @ stacked
+        return self._up(between, signals, tensors, rank, width.d_out)
+
+    def _down(self, x: Tensor, tensors: Tensors, rank: int, side: int) -> Tensor:
+        """Pass the input through the steps of A: ``(..., r)``."""
+        signals = {"x": x}
+        z = x
+        for step in self.at("A"):
+            if step.first:
+                z = z @ self._fitted(step, tensors, rank, side).t()
+            elif step.gate is None:
+                z = z @ step.transform.mix("A", step.tensors(tensors), self.rank_of(step, rank)).t()
+            if step.gate is not None:
+                z = gather(_coefficients(step, signals, tensors), z, step.count)
+        return z
+
+    def _up(
+        self, z: Tensor, signals: Mapping[str, Tensor], tensors: Tensors, rank: int, side: int
+    ) -> Tensor:
+        """Pass what comes from between through the steps of B, from the last: ``(..., d_out)``."""
+        for step in reversed(self.at("B")):
+            if step.gate is not None:
+                z = expand(_coefficients(step, signals, tensors), z)
+            elif not step.first:
+                z = z @ step.transform.mix("B", step.tensors(tensors), self.rank_of(step, rank))
+            if step.first:
+                z = z @ self._fitted(step, tensors, rank, side)
+        return z
+
+    def _fitted(self, step: PlacedStep, tensors: Tensors, rank: int, side: int) -> Tensor:
+        """Return the factor of a first step as a matrix; of a gated one the matrices before their sum."""
+        from bishare_dsl.transforms.factor import as_factor
+
+        own, own_rank = step.tensors(tensors), self.rank_of(step, rank)
+        if step.gate is not None:
+            return step.transform.stacked(step.place, own, own_rank, side)
+        return as_factor(step.transform.factor(step.place, own, own_rank, side)).dense()
+
     # Messages -----------------------------------------------------------------------------------
 
     def review(self, rank: int, widths: Sequence[Width]) -> Iterable[Problem]:
@@ -367,7 +460,10 @@ class Composed(Transform):
         steps = list(self.chain(place))  # type: ignore[arg-type]
         step = steps[int(index)]
         steps[int(index)] = Step(
-            transform=step.transform, options={**step.options, name: value}, name=step.name
+            transform=step.transform,
+            options={**step.options, name: value},
+            gate=step.gate,
+            name=step.name,
         )
         chains: dict[str, tuple[Step, ...]] = {other: self.chain(other) for other in PLACES}
         chains[place] = tuple(steps)
@@ -398,8 +494,22 @@ def _placed(place: Place, index: int, step: Step) -> PlacedStep:
     private = [role for role in transform.roles if role not in transform.pooled]
     if place != "between":
         private = [role for role in private if transform.place.get(role, place) == place]
+    router = None
+    counted = transform.counted(place)
+    if step.gate is not None and counted is not None:
+        router = ROUTER if place == "between" else f"{ROUTER}_{place}"
+        private = [role if role != counted.coefficients else router for role in private]
     owned = dict(zip(private, _named(step.name, private), strict=True))
-    return PlacedStep(place, index, step, transform, pooled, owned)
+    if router is not None:
+        router = owned.pop(router)
+    return PlacedStep(place, index, step, transform, pooled, owned, router)
+
+
+def _coefficients(step: PlacedStep, signals: Mapping[str, Tensor], tensors: Tensors) -> Tensor:
+    """Return the coefficients ``(..., count)`` of a step with a gate."""
+    assert step.gate is not None
+    assert step.router is not None
+    return step.gate.coefficients(signals[step.gate.of], tensors[step.router])
 
 
 def _named(name: str | None, roles: Sequence[str]) -> Iterator[str]:
@@ -413,6 +523,8 @@ def _named(name: str | None, roles: Sequence[str]) -> Iterator[str]:
 
 def _written(step: Step) -> dict[str, Any]:
     written: dict[str, Any] = {"transform": step.transform, "options": step.options}
+    if step.gate is not None:
+        written["gate"] = step.gate.model_dump()
     if step.name is not None:
         written["name"] = step.name
     return written

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field, NonNegativeInt
 
 from bishare_dsl.transforms.transform import (
+    Counted,
     Own,
     Sort,
     Start,
@@ -75,9 +76,18 @@ class Core(Transform):
         return factor if role == "A" else self.matrix(tensors, rank) @ factor
 
     def matrix(self, tensors: Tensors, rank: int) -> Tensor:
-        product, *others = (tensors[core] for core in self.cores_between)
+        first = tensors["core"]
         if self.count:
-            product = weighted_sum(tensors["c"], product, self.count)
-        for core in others:
-            product = product @ core
+            first = weighted_sum(tensors["c"], first, self.count)
+        return self._times_others(first, tensors)
+
+    def counted(self, place: str) -> Counted | None:
+        return Counted(self.count, "c") if self.count and place == "between" else None
+
+    def stacked(self, place: str, tensors: Tensors, rank: int, side: int) -> Tensor:
+        return self._times_others(tensors["core"], tensors)
+
+    def _times_others(self, product: Tensor, tensors: Tensors) -> Tensor:
+        for core in self.cores_between[1:]:
+            product = product @ tensors[core]
         return product

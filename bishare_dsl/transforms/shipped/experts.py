@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
+from bishare_dsl.transforms.gate import Gate, expand
 from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width, one_width
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Experts(Transform):
-    """``y = sum_i softmax(G x)_i B_i A x``, over ``count`` experts.
+    """``y = sum_i softmax(G x)_i B_i A x``, over ``count`` experts: ``B Mix(count_B = count) gate softmax``.
 
     The pools share ``A (r, d_in)`` and the experts, stacked in ``B (count * r, d_out)``. The router ``G
     (count, d_in)`` is private to a site. Its output depends on x, so the update is not a matrix.
@@ -44,6 +45,6 @@ class Experts(Transform):
         return zero - {"G"}
 
     def update(self, x: Tensor, tensors: Tensors, rank: int, width: Width) -> Tensor:
-        weights = (x @ tensors["G"].t()).softmax(-1)  # (..., count)
+        weights = Gate().coefficients(x, tensors["G"])
         down = x @ tensors["A"].t()  # (..., r)
-        return (weights.unsqueeze(-1) * down.unsqueeze(-2)).flatten(-2) @ tensors["B"]
+        return expand(weights, down) @ tensors["B"]

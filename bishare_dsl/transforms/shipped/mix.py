@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field, PositiveInt, model_validator
 
 from bishare_dsl.transforms.transform import (
+    Counted,
     Own,
     Sort,
     Start,
@@ -73,8 +74,14 @@ class Mix(Transform):
         counts = {role: self._count(role) for role in self.mixed}
         return {f"m_{role}": Own(1, count) for role, count in counts.items()}
 
+    def counted(self, place: str) -> Counted | None:
+        return Counted(self._count(place), f"m_{place}") if place in self.mixed else None
+
+    def stacked(self, place: str, tensors: Tensors, rank: int, side: int) -> Tensor:
+        return tensors[place][..., :side]
+
     def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
-        matrices = tensors[role][..., :side]
+        matrices = self.stacked(role, tensors, rank, side)
         if role in self.mixed:
             return weighted_sum(tensors[f"m_{role}"], matrices, self._count(role))
         return matrices
