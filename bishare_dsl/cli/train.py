@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bishare_dsl.cli import options
+from bishare_dsl.cli.grid import draft_grid, grid_words, show_cells
 from bishare_dsl.cli.report import INTERRUPTED, CommandError, Report, silence_libraries
 from bishare_dsl.cli.unknown import param_advice, value_in
 from bishare_dsl.diagnostics import Problem
@@ -21,6 +22,8 @@ from bishare_dsl.diagnostics.codes.train import NEEDS_PACKAGE
 
 if TYPE_CHECKING:
     from bishare_dsl.spec import Spec
+    from bishare_dsl.train.grid import Cell, Draft
+    from bishare_dsl.train.result import TrainResult
 
 _BOOLEANS = ("true", "false", "yes", "no", "1", "0")
 
@@ -68,10 +71,13 @@ def _arguments(words: Sequence[str], given: Mapping[str, Any]) -> Iterator[tuple
             raise click.BadOptionUsage(word, f"Option '{word}' requires an argument.")
     if unknown:
         raise CommandError(unknown)
-    if specs[1:]:
-        raise click.UsageError(f"Got unexpected extra argument ({specs[1]})")
+    from bishare_dsl.train.data.load import ENDINGS
+
+    for word in specs:
+        if word.endswith(ENDINGS):
+            raise click.UsageError(f"Got unexpected extra argument ({word})")
     yield "data", files or None
-    yield "spec", _spec(specs[0] if specs else None)
+    yield "spec", specs
 
 
 _PLACES = {
@@ -108,22 +114,23 @@ def _own_options(command: Callable[..., Any]) -> Callable[..., Any]:
     epilog=options.examples(
         "bishare train bishare_ke --model ./my-checkpoint --data rows.jsonl --output_dir ke",
         "bishare train my.share --config train.yaml --set r_inter=32 --eval_split 0.05 --bf16",
+        "bishare train mine.share lora --config train.yaml --learning_rate 1e-3,4e-3 --seed 0,1,2",
         "bishare train lora --model ./my-checkpoint --data tasks/*.jsonl --output_dir out",
         "bishare train library_core --model ./my-checkpoint --data customers/ --output_dir out",
         "bishare train --resume out --num_train_epochs 3",
         "torchrun --nproc_per_node 8 -m bishare_dsl.cli.main train lora --config train.yaml",
     ),
 )
-@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[SPEC]")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[SPEC...]")
 @options.model(required=False, weights=True)
-@options.values
+@options.many_values
 @_own_options
 @click.pass_obj
 def command(
     report: Report,
     /,
     words: tuple[str, ...],
-    params: dict[str, int | float | str],
+    params: dict[str, tuple[options.Value, ...]],
     config: str | None,
     **given: Any,
 ) -> None:
@@ -138,6 +145,10 @@ def command(
     checkpoint and stops. Several files of --data are tasks that train in one run: each gets an adapter, in a
     folder of its name. Those of a library train for 80 steps at least, at 1e-2, and
     others for 60 at 2e-3.
+
+    Several SPEC, and values with commas for --set, --learning_rate and --seed, are a grid: each combination
+    is a run in a folder of --output_dir, such as lora,r=2,learning_rate=0.004,seed=1. The same command again
+    goes on, and more values are more runs.
     """
     first = int(os.environ.get("RANK", "0")) == 0
     if not first:
@@ -147,8 +158,16 @@ def command(
     from bishare_dsl.models import resolve
     from bishare_dsl.train.request import make_request
 
-    given |= dict(_arguments(words, given)) | {"params": params or None}
-    request = make_request(given, config)
+    given |= dict(_arguments(words, given))
+    grid = grid_words(given.pop("spec"), params, given)
+    drafts: list[Draft] = []
+    if grid.is_one_run:
+        given["spec"] = _spec(grid.specs[0] if grid.specs else None)
+        given["params"] = {name: value for name, (value,) in params.items()} or None
+        request = make_request(given, config)
+    else:
+        drafts = draft_grid(grid, given, config)
+        request = drafts[0].request
     if isinstance(request.model, str):
         resolve(request.model)
     silence_libraries()
@@ -156,22 +175,36 @@ def command(
         import datasets
 
         from bishare_dsl.train.errors import TrainingInterrupted
+        from bishare_dsl.train.grid import plan_grid
         from bishare_dsl.train.reporter import Reporter
         from bishare_dsl.train.run import run
+        from bishare_dsl.train.run_grid import run_grid
     except ImportError as error:
         raise CommandError(NEEDS_PACKAGE(what="training", package=error.name)) from error
     datasets.disable_progress_bars()
+    warn = partial(click.echo, err=True)
+    reporter = Reporter(report.quiet, report.note, report.problem, warn)
+    cells: list[Cell] = []
+    result: TrainResult | None = None
     try:
-        warn = partial(click.echo, err=True)
-        reporter = Reporter(report.quiet, report.note, report.problem, warn)
         # The log of transformers goes to standard output, where results stand.
         with redirect_stdout(sys.stderr):
-            result = run(request, reporter)
+            if drafts:
+                reporter = reporter.once()
+                cells = plan_grid(drafts, reporter)
+                run_grid(cells, reporter)
+            else:
+                result = run(request, reporter)
     except TrainingInterrupted as stopped:
-        retry = shlex.join(["bishare", "train", "--resume", str(stopped.checkpoint.parent)])
-        report.stop(INTERRUPTED, f"error: {stopped}\n  = help: `{retry}` goes on from there")
+        help = "the same command goes on from there; what is done is kept"
+        if not drafts:
+            retry = shlex.join(["bishare", "train", "--resume", str(stopped.checkpoint.parent)])
+            help = f"`{retry}` goes on from there"
+        report.stop(INTERRUPTED, f"error: {stopped}\n  = help: {help}")
         return
-    if first:
+    if first and cells:
+        show_cells([cell.folder for cell in cells], report)
+    if first and result is not None:
         report.data(**result.as_dict())
         report.result(str(result))
     from torch import distributed

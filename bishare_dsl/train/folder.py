@@ -23,13 +23,25 @@ from typing import Any
 
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.folder.files import CONFIG, place_of
-from bishare_dsl.folder.standing import RUN_FILE, SEAL, Kind, checkpoints, is_of_run, obstacle_at
+from bishare_dsl.folder.standing import (
+    RUN_FILE,
+    SEAL,
+    STATE,
+    TENSORS,
+    Kind,
+    checkpoints,
+    is_of_run,
+    obstacle_at,
+)
 from bishare_dsl.reading import MAX_CONFIG, parse_json, read_file
 from bishare_dsl.train.errors import TrainError, translate_refusals
 from bishare_dsl.writing import check_writable, lock_name, replace_file
 
 LIBRARY = "library"
 """The subfolder with adapters that share tensors."""
+
+CELLS = f"*,learning_rate=*,seed=*/{RUN_FILE}"
+"""The runs in the folder of a grid, by `bishare_dsl.train.grid.name_of`."""
 
 
 def check_new(folder: Path, *, resumes: bool) -> None:
@@ -44,6 +56,11 @@ def check_new(folder: Path, *, resumes: bool) -> None:
             locked.enter_context(lock_name(folder, wait=False))
         if not resumes:
             check_free(folder)
+            if any(folder.glob(CELLS)):
+                help = (
+                    "it has the runs of a grid: give the grid's command, or another `--output_dir`"
+                )
+                raise TrainError(codes.RUN_EXISTS(folder=folder, help=help))
         check_writable(folder)
 
 
@@ -87,13 +104,37 @@ def read_run(folder: Path) -> dict[str, Any]:
     return run
 
 
-def complete_record(folder: Path, **values: Any) -> None:
-    """Add values to the record of the run in a folder, such as its ``results``."""
+def complete_record(folder: Path, *, results: Any = None, diverged: str | None = None) -> None:
+    """Record how the run in a folder has ended. Hold its lock, so that nobody takes it for a killed one.
+
+    Args:
+        folder: the run's.
+        results: those of a finished run.
+        diverged: why it cannot finish, in words.
+    """
+    end = {"diverged": diverged} if results is None else {"results": results}
     with translate_refusals(folder):
         run = read_run(folder)
-        run["record"] = {**run.get("record", {}), **values}
+        record = {**run.get("record", {})}
+        record.pop("diverged", None)  # It has gone on since, with other arguments.
+        run["record"] = {**record, **end}
         content = json.dumps(run, indent=2, ensure_ascii=False)
         replace_file(folder / RUN_FILE, content.encode())
+
+
+def discard_unfinished(folder: Path) -> None:
+    """Remove what a run that was killed after its last step has written, if it has no results.
+
+    Checkpoints, and files that are not the run's, stay.
+
+    Raises:
+        TrainError: another run is using the folder (BS741), or it cannot be written (BS747).
+    """
+    with translate_refusals(folder), lock_name(folder, wait=False):
+        if "results" in read_run(folder).get("record", {}):
+            return
+        for name in (CONFIG, TENSORS, STATE):
+            (folder / name).unlink(missing_ok=True)
 
 
 def check_free(folder: Path) -> None:

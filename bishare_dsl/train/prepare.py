@@ -43,7 +43,7 @@ from bishare_dsl.train.grouping import named_groups
 from bishare_dsl.train.loss import among_options
 from bishare_dsl.train.newcomers import decide_starts
 from bishare_dsl.train.reporter import Reporter
-from bishare_dsl.train.request import Request, argument_types
+from bishare_dsl.train.request import DEFAULTS, Request, argument_types
 from bishare_dsl.train.tasks import Steps, Task
 
 Trainable = ResolvedSpec | StoredAdapter
@@ -81,21 +81,6 @@ LORA_PACE = Pace(rate=2e-3, steps=60)
 LIBRARY_PACE = Pace(rate=1e-2, steps=80)
 """Of a library: members and newcomers learn more than at 3e-3 (benchmarks/notes/2026-12-03-groups.md)."""
 
-DEFAULTS: Mapping[str, Any] = {
-    # The paper's values, with transformers' AdamW.
-    "learning_rate": 1e-4,
-    "num_train_epochs": 1,
-    # The seed of `bishare compile`, so that training starts from the same tensors.
-    "seed": 0,
-    "logging_steps": 10,
-    "logging_first_step": True,
-    "include_num_input_tokens_seen": "non_padding",
-    "save_steps": 100,
-    "save_total_limit": 2,
-    # Every tensor of an adapter has a gradient in every step, and a search costs time.
-    "ddp_find_unused_parameters": False,
-}
-"""Defaults that differ from those of `TrainingArguments`."""
 _FIXED: Mapping[str, Any] = {
     # A bad loss must not be hidden; rows are already encoded.
     "logging_nan_inf_filter": False,
@@ -157,7 +142,7 @@ def prepare(
     args = training_arguments(request.arguments, str(request.output_dir), evaluates=evaluates)
     if args.process_index > 0:
         reporter.silence()
-    args.disable_tqdm = reporter.quiet
+    args.disable_tqdm = reporter.quiet or not reporter.shows_steps
     set_seed(args.seed)
     if args.should_save:  # Another process may see files of this one.
         folders.check_new(request.output_dir, resumes=request.resume is not None)

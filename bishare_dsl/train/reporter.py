@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bishare_dsl.diagnostics import BishareWarning, Problem, SourceMap, escaped, render
 
@@ -33,12 +33,14 @@ class Reporter:
         say: receives a note.
         report: receives a problem that does not stop the run.
         warn: receives a rendered warning.
+        shows_steps: whether to show the progress bar and the log of each step, unless ``quiet``.
     """
 
     quiet: bool = False
     say: Callable[[str], None] = _note
     report: Callable[[Problem, SourceMap | None], None] = _problem
     warn: Callable[[str], None] = _warn
+    shows_steps: bool = True
 
     def silence(self) -> None:
         """Stop all output, because another process reports."""
@@ -49,3 +51,19 @@ class Reporter:
         """Report events or facts."""
         for text in () if self.quiet else texts:
             self.say(text)
+
+    def once(self) -> Reporter:
+        """Return a reporter for several runs, which repeats no problem and no warning."""
+        problems, warnings = set[Problem](), set[str]()
+
+        def report(problem: Problem, where: SourceMap | None) -> None:
+            if problem not in problems:
+                problems.add(problem)
+                self.report(problem, where)
+
+        def warn(text: str) -> None:
+            if text not in warnings:
+                warnings.add(text)
+                self.warn(text)
+
+        return replace(self, report=report, warn=warn)

@@ -67,6 +67,22 @@ def is_flag(name: str) -> bool:
     return argument_types().get(name) in (bool, bool | None)
 
 
+DEFAULTS: Mapping[str, Any] = {
+    # The paper's values, with transformers' AdamW.
+    "learning_rate": 1e-4,
+    "num_train_epochs": 1,
+    # The seed of `bishare compile`, so that training starts from the same tensors.
+    "seed": 0,
+    "logging_steps": 10,
+    "logging_first_step": True,
+    "include_num_input_tokens_seen": "non_padding",
+    "save_steps": 100,
+    "save_total_limit": 2,
+    # Every tensor of an adapter has a gradient in every step, and a search costs time.
+    "ddp_find_unused_parameters": False,
+}
+"""Defaults that differ from those of `TrainingArguments`."""
+
 RECORD = "record"
 """The key of a ``run.json`` that is no argument: what the run depended on, and its results."""
 

@@ -124,12 +124,7 @@ def run(
     began = time.monotonic()
     prepared = prepare(request, reporter, tokenizer)
     handle, adapters = load(prepared, reporter, loaded)
-    trainer = fit(prepared, handle, adapters, reporter, callbacks)
-    result = _result(prepared, handle, trainer, reporter, time.monotonic() - began)
-    if prepared.args.should_save:
-        results = record_results(result, trainer.held_out)
-        complete_record(request.output_dir, results=results)
-    return result
+    return fit(prepared, handle, adapters, reporter, callbacks, began)
 
 
 def load(
@@ -175,8 +170,9 @@ def fit(
     adapters: TaskAdapters | None,
     reporter: Reporter,
     callbacks: Iterable[TrainerCallback],
-) -> AdapterTrainer | BankTrainer:
-    """Train the adapters and write them; return the trainer.
+    began: float,
+) -> TrainResult:
+    """Train the adapters, and write them and the results. The run began at the time ``began``.
 
     Raises:
         TrainError: see `train`; or it is not the base of the checkpoint to resume (BS732).
@@ -196,7 +192,7 @@ def fit(
         watch = Watch(record, reporter.report)
         trainer = _trainer(prepared, model, adapters, reporter, [watch, *callbacks])
         watch.trainer = trainer
-        if reporter.quiet:
+        if args.disable_tqdm:
             trainer.remove_callback(PrinterCallback)
         trainer.accelerator.wait_for_everyone()  # All processes have finished reading the folder.
         if args.should_save:
@@ -217,8 +213,12 @@ def fit(
             trainer.save_state()
         if adapters is not None:
             record_starts(prepared, adapters, cached)
-    model.eval()
-    return trainer
+        model.eval()
+        result = _result(prepared, handle, trainer, reporter, time.monotonic() - began)
+        if args.should_save:
+            results = record_results(result, trainer.held_out)
+            complete_record(request.output_dir, results=results)
+    return result
 
 
 def _trainer(
@@ -398,6 +398,10 @@ def run_loop(trainer: Any, watch: Watch, request: Request, reporter: Reporter) -
             trainer.save_model()
             trainer.save_state()
             trainer.accelerator.wait_for_everyone()
+    except TrainError as error:
+        if error.problems[0].code == codes.NOT_FINITE.code and trainer.args.should_save:
+            complete_record(folder, diverged=error.problems[0].message)
+        raise
     except torch.OutOfMemoryError as error:
         reason = str(error).split(".")[0]
         raise TrainError(codes.OUT_OF_MEMORY(reason=reason)) from error

@@ -113,7 +113,7 @@ def test_flags_win_over_the_config_and_take_no_word_behind_them(bishare, folder)
         (["tiny/checkpoint-3"], "BS902", "`bishare specs` lists those that ship"),
         (["--set", "q=1"], "BS207", "`q`"),
         (["small.share", "rows.jsonl"], "BS901", "unexpected extra argument"),
-        (["small.share", "tiny"], "BS901", "a base is given by `--model tiny`"),
+        (["small.share", "tiny"], "BS902", "a base is given by `--model tiny`"),
     ],
 )
 def test_what_is_wrong_with_the_command(bishare, folder, arguments, code, said):
