@@ -10,7 +10,7 @@ from bishare_dsl.plan.facts import OtherReference
 from bishare_dsl.spec.evaluate import Value
 from bishare_dsl.spec.facts import UnknownName
 from bishare_dsl.spec.spec import Key
-from bishare_dsl.transforms import Transform
+from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, Transform
 
 _MODULE: Key = (m.Ref(ref="module"),)
 
@@ -47,6 +47,10 @@ def owner_of(spec: m.Spec, index: int, role: str) -> Owner:
     numbers = {other.name: i for i, other in enumerate(spec.shares) if not other.is_magnitude}
     if share.is_magnitude or reference.share == m.MAGNITUDE:
         raise refused("a magnitude scales outputs by a tensor that only it has", loc)
+    if not {role, reference.role}.isdisjoint((GAIN_RANK, GAIN_OUT)):
+        raise refused(
+            "a gain starts at a number of its share, so it is a tensor of that share", loc
+        )
     name = share.name if reference.share is None else reference.share
     if name not in numbers:
         fact = UnknownName(name, "share", frozenset(numbers))

@@ -37,6 +37,7 @@ from bishare_dsl.spec import (
     Places,
     Range,
     Ref,
+    Reference,
     Selection,
     Settings,
     Share,
@@ -435,8 +436,8 @@ def meaningful_specs(draw, architecture):
     """Generate specs over the whole language that fit an architecture, so `build_plan` reports no error.
 
     They have every form of ``where`` and ``per``, lets, params, exceptions and ranks by kind and layer
-    (also 0). They also have keys for each factor, all transforms with options, gains, frozen tensors,
-    scales, alphas and initialisers. Dropout is 0, so that results are deterministic.
+    (also 0). They also have keys for each factor, references, all transforms with options, gains, frozen
+    tensors, scales, alphas and initialisers. Dropout is 0, so that results are deterministic.
     """
     drawing = _Drawing(draw, architecture)
     sites = architecture.sites
@@ -462,12 +463,67 @@ def meaningful_specs(draw, architecture):
         shares=(first, *others),
     )
     if drawing.any(False, False, True):
+        spec = _with_reference(drawing, spec, architecture)
+    if drawing.any(False, False, True):
         spec = _with_magnitude(drawing, spec, targets, architecture)
     if architecture.outside and drawing.any(False, False, True):
         spec = _with_ends(draw, spec, architecture)
     if architecture.others and drawing.any(False, False, True):
         spec = _with_train(draw, spec, architecture)
     return spec
+
+
+def _with_reference(drawing, spec, architecture):
+    """Give a share, or a copy of one, a tensor of a share, often in another role."""
+    for _ in range(4):
+        form = drawing.any(_copied, _copied, _of_itself)
+        referring = form(drawing, spec)
+        if fits(referring, architecture):
+            return referring
+    return spec
+
+
+SQUARE = Selection(include=(Compare(op="==", left=IN, right=OUT),))
+
+
+def _copied(drawing, spec):
+    """Add a copy of a share in which a tensor is one of that share."""
+    owner = drawing.any(*spec.shares)
+    roles = ["A", "B", *drawing._own_roles(owner.via, Gain())]
+    if isinstance(owner.via, Via) and owner.via.transform == "KE":
+        roles += ["K_A", "K_B"]
+    role = drawing.any(*roles)
+    other = drawing.any(role, *roles)
+    init = {name: start for name, start in owner.init.items() if name != role}
+    if role != other:  # B of the owner mostly starts at zero.
+        init |= {"A": {"B": Ref(ref="normal")}, "B": {"A": Ref(ref="zeros")}}.get(role, {})
+    key = drawing.any(None, owner.key(other)) if other in ("A", "B") else None
+    copied = owner.model_copy(
+        update={
+            "name": "again",
+            "where": drawing.any(owner.where, SQUARE),
+            "keys": {name: key for name, key in owner.keys.items() if name != role},
+            "init": init,
+            "freeze": tuple(name for name in owner.freeze if name != role),
+            "references": {role: Reference(role=other, share=owner.name, key=key)},
+        }
+    )
+    # An owner may come later.
+    shares = drawing.any((*spec.shares, copied), (copied, *spec.shares))
+    return spec.model_copy(update={"shares": shares})
+
+
+def _of_itself(drawing, spec):
+    """Add a share whose B is its A."""
+    of_itself = Share(
+        name="same",
+        where=SQUARE,
+        keys={"A": (Ref(ref=drawing.any("module", "in")),)},
+        references={"B": Reference(role="A")},
+        rank=drawing.any(1, 2),
+        via=Via(transform="Core"),
+    )
+    return spec.model_copy(update={"shares": (*spec.shares, of_itself)})
 
 
 def _with_magnitude(drawing, spec, targets, architecture):
