@@ -33,6 +33,7 @@ _FAULTS = {
     Fault.KEY_DIVIDES_BY_ZERO: "blocks in a row share by `layer //` and how many",
     Fault.OUT_OF_RANGE: "a number is 0, or between 1e-37 and 9e15 in size",
     Fault.ZERO_SCALE: "`rank 0` leaves a share out",
+    Fault.ZERO_SCALE_AT_SITE: "`where` leaves modules out, and so does a rank of 0",
     Fault.NO_CONDITION: "a condition compares numbers by `==`, `<` or `in`",
     Fault.NO_CONDITION_IN_LET: (
         "compare it by `==`; a number is a `param`, or written out if it reads `layer`"

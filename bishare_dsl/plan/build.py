@@ -28,13 +28,13 @@ from bishare_dsl.plan.names import attribute, key_name, owner, short_path, start
 from bishare_dsl.plan.plan import Plan, Pool, Tensor, Term
 from bishare_dsl.plan.references import comparable, key_of, key_text, owner_of, tensor_text
 from bishare_dsl.plan.select import Sites
-from bishare_dsl.plan.settings import ShareSettings, SpecSettings, at_via, fitted
+from bishare_dsl.plan.settings import ShareSettings, SpecSettings, at_via, fitted, settings_read
 from bishare_dsl.plan.via import located
 from bishare_dsl.plan.vocabulary import key_value
 from bishare_dsl.spec import meant
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.spec import Key
-from bishare_dsl.spec.walk import mentions
+from bishare_dsl.spec.walk import mentions, names_read
 from bishare_dsl.transforms import (
     GAIN_OUT,
     GAIN_RANK,
@@ -328,9 +328,9 @@ class _SharePlan:
         sites = [site for site in self.sites.of(covered) if ranks[site.path]]
         shapes = {(ranks[site.path], Width(site.d_in, site.d_out)) for site in sites}
         resolved = {rank: fitted(settings, shapes) for rank, settings in resolved.items()}
+        settings = self._settings(covered, ranks, resolved)
         places = [
-            _TermSite(s, ranks[s.path], resolved[ranks[s.path]], Width(s.d_in, s.d_out))
-            for s in sites
+            _TermSite(s, ranks[s.path], settings[s.path], Width(s.d_in, s.d_out)) for s in sites
         ]
         # Compute once per rank and width, of which a model has few.
         first: dict[tuple[int, Width], _TermSite] = {}
@@ -363,9 +363,9 @@ class _SharePlan:
         if places[0].resolved.subtracted:  # Then it is so at every rank.
             self._subtract([*self.terms])
         resolved = {place.rank: place.resolved for place in places}
-        for rank, settings in sorted(resolved.items()):
+        for rank, at_rank in sorted(resolved.items()):
             widths = [place.width for place in places if place.rank == rank]
-            self._review(rank, settings.transform, widths)
+            self._review(rank, at_rank.transform, widths)
 
     def _refer(self, role: str, planned: Sequence[_SharePlan]) -> None:
         """Give the sites the tensors of another pool in a role.
@@ -487,6 +487,36 @@ class _SharePlan:
                 self.spec_settings.add([left_out])
         return covered
 
+    def _settings(
+        self, covered: Set[int], ranks: Mapping[str, int], resolved: Mapping[int, ShareSettings]
+    ) -> dict[str, ShareSettings]:
+        """Return the settings at each site with a rank, by path.
+
+        Args:
+            covered: the sites of the share.
+            ranks: its rank at each, by path.
+            resolved: its settings at each rank, in which what depends on the site has no value yet.
+
+        Raises:
+            PlanError: a scale or a dropout has no value at a site, or a wrong one.
+        """
+        settings = {path: resolved[rank] for path, rank in ranks.items() if rank}
+        parts = self.spec_settings.read_at_sites(self.index)
+        if not parts:
+            return settings
+        for group in self.sites.site_sets.groups(parts, "number", covered):
+            at_ranks: dict[int, ShareSettings] = {}
+            for i in group:
+                path = self.sites.sites[i].path
+                rank = ranks[path]
+                if rank and rank not in at_ranks:
+                    at_ranks[rank] = self.spec_settings.at_site(
+                        self.index, resolved[rank], rank, self.sites.site_sets.scopes[i]
+                    )
+                if rank:
+                    settings[path] = at_ranks[rank]
+        return settings
+
     def _key_loc(self, role: str) -> Loc:
         return (*self.loc, *(("keys", role) if role in self.share.keys else ("per",)))
 
@@ -586,16 +616,26 @@ class _SharePlan:
         """
         side, other = ("d_in", "d_out") if role == "A" else ("d_out", "d_in")
         rank = min(shape.columns, sum(getattr(place.site, other) for place in members))
+        starts = {place.resolved.starts[role] for place in members}
         widths = {place.site.path: getattr(place.site, side) for place in members}
         first = members[0].site.path
+        help = None
         if path := next((path for path in widths if widths[path] != shape.columns), None):
             why = f"it is {shape.columns} wide, and `{path}` {widths[path]}"
         elif shape.rows > rank:
             why = f"it has {shape.rows} rows, and the weight at `{first}` rank {rank}"
+        elif len(starts) > 1:
+            scales = sorted({abs(place.resolved.scale) for place in members})
+            shown = ", ".join(f"{scale:g}" for scale in scales[:4])
+            why = f"its modules have several scales ({shown}), and each needs other values"
+            help = (
+                "use a key that tells the scales apart; `svd_vectors` does not depend on the scale"
+            )
         else:
             return
         loc: Loc = (*(self.loc if role in self.share.init else ("defaults",)), "init", role)
-        raise PlanError(codes.NO_DIRECTIONS(share=self.share.name, role=role, why=why, loc=loc))
+        problem = codes.NO_DIRECTIONS(share=self.share.name, role=role, why=why, loc=loc, help=help)
+        raise PlanError(problem)
 
     def _unfit(self, what: str, error: ValueError, fact: UnequalPool | None = None) -> PlanError:
         """Return the error of sites that have no common tensor."""
@@ -700,6 +740,8 @@ class _SharePlan:
         for mention in mentions(self.share, loc=self.loc):
             subject, value, loc = mention.compared_with, mention.part, mention.loc
             if mention.purpose != "arm" or mention.domain != "share" or subject is None:
+                continue
+            if any(name in settings_read(loc) for name, _ in names_read(subject)):
                 continue
             for problem in self.sites.vocabulary.item_problems(subject, value, loc, covered):
                 what = f"`{value.ref}`" if isinstance(value, m.Ref) else "this"

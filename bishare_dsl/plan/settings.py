@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from bishare_dsl import spec as m
-from bishare_dsl.diagnostics import Loc, Problem, SpecError
+from bishare_dsl.diagnostics import Loc, PlanError, Problem, SpecError, raise_errors
 from bishare_dsl.diagnostics.codes import spec as codes
 from bishare_dsl.diagnostics.record import Record
 from bishare_dsl.plan.facts import (
@@ -17,13 +17,14 @@ from bishare_dsl.plan.facts import (
     NoProbability,
     StartFault,
     UnknownRole,
+    WithoutValue,
 )
 from bishare_dsl.plan.facts import Start as StartFact
 from bishare_dsl.plan.references import Owner, key_of, owner_of, tensor_text
 from bishare_dsl.plan.via import LoadedVia, load_via
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.facts import Fault, UnknownName
-from bishare_dsl.spec.walk import Purpose, mentions, refs
+from bishare_dsl.spec.walk import Purpose, mentions, names_read, refs
 from bishare_dsl.transforms import (
     GAIN_OUT,
     GAIN_RANK,
@@ -47,6 +48,9 @@ _INITIALS: dict[str, Start] = {
 """Initial values that a spec can name."""
 
 
+COUNTED: tuple[Literal["layer", "expert"], ...] = ("layer", "expert")
+"""Attributes that count from 0 or are `none`."""
+
 _OF_WEIGHT = ("svd", "svd_bottom")
 """Initial values with which ``scale * B A`` is a part of the weight."""
 
@@ -56,9 +60,11 @@ class ShareSettings(Record):
 
     ``auto`` lists the options of the transform that depend on the widths of the share's sites, see `fitted`.
     ``starts`` maps roles to initial values, ``gains`` lists the roles of gains, and ``frozen`` maps
-    locations in the spec to the roles that they freeze. ``subtracted`` says that the initial term equals
-    a part of the base and must be subtracted. Of roles that are references, ``starts`` has the initial values
-    of the tensors that they are, and ``frozen_elsewhere`` lists those that another share freezes.
+    locations in the spec to the roles that they freeze. ``is_part`` says that the initial term is not zero,
+    but may equal a part of the base, and ``subtracted`` that it must be subtracted. A ``scale`` or
+    ``dropout`` that depends on the module is 1 or 0 until `SpecSettings.at_site` computes it.
+    Of roles that are references, ``starts`` has the initial values of the tensors that they are, and
+    ``frozen_elsewhere`` lists those that another share freezes.
     """
 
     transform: Transform
@@ -68,6 +74,7 @@ class ShareSettings(Record):
     gains: Set[str]
     frozen: Mapping[Loc, str]
     auto: Sequence[str] = ()
+    is_part: bool = False
     subtracted: bool = False
     frozen_elsewhere: Set[str] = frozenset()
 
@@ -126,13 +133,47 @@ class SpecSettings:
             self._found[index, rank] = None if wrong else resolved
         return self._found[index, rank]
 
+    def read_at_sites(self, index: int) -> tuple[m.Expression, ...]:
+        """Return the settings of a share that depend on the module: its scale, its dropout, or both."""
+        settings = self.spec.settings(self.spec.shares[index])
+        both = (settings.scale, settings.dropout)
+        return tuple(part for part in both if part is not None and self._reads_site(part))
+
+    def at_site(
+        self, index: int, resolved: ShareSettings, rank: int, scope: Scope
+    ) -> ShareSettings:
+        """Return the settings of a share at a site, whose scale and dropout may read its attributes.
+
+        Args:
+            index: the number of the share.
+            resolved: its settings at the rank.
+            rank: its rank at the site.
+            scope: the scope of the site.
+
+        Raises:
+            PlanError: the scale or the dropout has no value at the site, or a wrong one.
+        """
+        problems: list[Problem] = []
+        scale = self._scale(index, rank, problems, scope)
+        dropout = self._dropout(index, problems, scope)
+        raise_errors(PlanError, problems)
+        changed = replace(resolved, scale=scale, dropout=dropout)
+        return _of_weight(changed) if changed.is_part else changed
+
+    def _reads_site(self, part: m.Expression) -> bool:
+        """Return whether the value of an expression depends on the module."""
+        known = {*m.ATTRIBUTES, *(let.name for let in self.spec.lets)}
+        names = names_read(part, self.params, "number")
+        # Every name in a condition is a let or a kind.
+        return any(purpose in ("condition", "part") or name in known for name, purpose in names)
+
     def _resolve(self, index: int, rank: int, problems: list[Problem]) -> ShareSettings | None:
         """Resolve a share at a rank. Problems go to ``problems``."""
         share = self.spec.shares[index]
         at: Loc = ("shares", index)
         settings = self.spec.settings(share)
-        scale = self._scale(share, index, rank, problems)
-        dropout = self._dropout(share, index, problems)
+        scale = self._scale(index, rank, problems)
+        dropout = self._dropout(index, problems)
         places: dict[str, Loc] = {
             role: (*(at if role in share.init else ("defaults",)), "init", role)
             for role in settings.init
@@ -175,7 +216,8 @@ class SpecSettings:
                 if not new:
                     new += _start(share, resolved, zero)
                 if not zero:
-                    resolved = _of_weight(resolved, subtracted=not share.nonzero_start)
+                    subtracted = not share.nonzero_start
+                    resolved = _of_weight(replace(resolved, is_part=True, subtracted=subtracted))
         problems += (problem.within(*at) for problem in new)
         return resolved
 
@@ -269,9 +311,32 @@ class SpecSettings:
             return "defaults", name
         return "shares", index, name
 
-    def _scale(self, share: m.Share, index: int, rank: int, problems: list[Problem]) -> float:
-        """Compute the scale of a share, which may read its alpha."""
-        settings = self.spec.settings(share)
+    def _number_at(
+        self,
+        part: m.Expression,
+        loc: Loc,
+        otherwise: float,
+        problems: list[Problem],
+        site: Scope | None,
+        **names: Value,
+    ) -> float:
+        """Evaluate a setting that may depend on the module. Without a ``site`` it is then ``otherwise``."""
+        if not self._reads_site(part):
+            return self._number(part, loc, otherwise, problems, **names)
+        if site is None:
+            return otherwise
+        scope = replace(site, values={**site.values, **names})
+        try:
+            return float(scope.number(part, loc))
+        except EvaluationError as error:
+            problems.append(without_value(error.problem, part, scope))
+            return otherwise
+
+    def _scale(
+        self, index: int, rank: int, problems: list[Problem], site: Scope | None = None
+    ) -> float:
+        """Compute the scale of a share, which may read its alpha, and attributes of the ``site``."""
+        settings = self.spec.settings(self.spec.shares[index])
         place = self._place(index, "alpha")
         alpha = self._number(settings.alpha, place, rank, problems, rank=rank)
         scale = alpha / rank
@@ -284,22 +349,24 @@ class SpecSettings:
             if reads_alpha and settings.alpha is None:
                 problems.append(codes.NO_ALPHA(loc=place))
             else:
-                scale = self._number(settings.scale, place, 1, problems, **names)
+                scale = self._number_at(settings.scale, place, 1, problems, site, **names)
         if scale == 0:
             why = "the term does nothing"
-            problem = codes.BAD_NUMBER(
-                what="scale", value=0, why=why, loc=place, fact=Fault.ZERO_SCALE
-            )
-            problems.append(problem)
+            fact = Fault.ZERO_SCALE if site is None else Fault.ZERO_SCALE_AT_SITE
+            what = f"scale{_at(site)}"
+            problems.append(codes.BAD_NUMBER(what=what, value=0, why=why, loc=place, fact=fact))
         return scale
 
-    def _dropout(self, share: m.Share, index: int, problems: list[Problem]) -> float:
-        """Compute the dropout of a share."""
+    def _dropout(self, index: int, problems: list[Problem], site: Scope | None = None) -> float:
+        """Compute the dropout of a share, which may read attributes of the ``site``."""
         place = self._place(index, "dropout")
-        dropout = self._number(self.spec.settings(share).dropout, place, 0, problems)
+        part = self.spec.settings(self.spec.shares[index]).dropout
+        if part is None:
+            return 0.0
+        dropout = self._number_at(part, place, 0, problems, site)
         if not 0 <= dropout < 1:
             problem = codes.BAD_NUMBER(
-                what="dropout",
+                what=f"dropout{_at(site)}",
                 value=dropout,
                 why="it is a probability, 0 or more and below 1",
                 loc=place,
@@ -320,13 +387,32 @@ class SpecSettings:
         return Start("zeros")
 
 
-def _of_weight(resolved: ShareSettings, *, subtracted: bool) -> ShareSettings:
+def settings_read(loc: Loc) -> tuple[str, ...]:
+    """Return the settings of a share that the expression at a location may read."""
+    return ("rank", "alpha") if "scale" in loc else ()
+
+
+def without_value(problem: Problem, part: m.Expression, scope: Scope) -> Problem:
+    """Add to a problem without a value that the site is in no layer, or of no expert."""
+    for attribute in COUNTED:
+        read = any(mention.part == m.Ref(ref=attribute) for mention in mentions(part, "word"))
+        if read and scope.values[attribute] == "none":
+            return replace(problem, fact=WithoutValue(attribute, str(scope.values["path"])))
+    return problem
+
+
+def _at(site: Scope | None) -> str:
+    """Name a module at the end of a phrase."""
+    return "" if site is None else f" of `{site.values['path']}`"
+
+
+def _of_weight(resolved: ShareSettings) -> ShareSettings:
     """Scale the starts that are directions of a weight, so that ``scale * B A`` equals that part of it."""
     starts = dict(resolved.starts)
     for role, start in resolved.starts.items():
         if start.init in _OF_WEIGHT:
             starts[role] = start._replace(amount=abs(resolved.scale) ** -0.5)
-    return replace(resolved, starts=starts, subtracted=subtracted)
+    return replace(resolved, starts=starts)
 
 
 def _frozen(share: m.Share, roles: Collection[str], params: Mapping[str, Value]) -> dict[Loc, str]:

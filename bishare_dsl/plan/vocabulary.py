@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Set
-from dataclasses import replace
 from functools import cached_property
 from typing import Literal
 
@@ -13,23 +12,12 @@ from bishare_dsl.diagnostics.codes import plan as codes
 from bishare_dsl.diagnostics.codes.spec import CONSTANT_KEY, NO_VALUE, UNKNOWN_NAME
 from bishare_dsl.diagnostics.record import Record
 from bishare_dsl.plan.check import empty_range
-from bishare_dsl.plan.facts import ComparedPattern, UnknownPattern, UnknownValue, WithoutValue
+from bishare_dsl.plan.facts import ComparedPattern, UnknownPattern, UnknownValue
+from bishare_dsl.plan.settings import COUNTED, settings_read, without_value
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value, in_key
 from bishare_dsl.spec.facts import UnknownName
 from bishare_dsl.spec.site_sets import SiteSets
-from bishare_dsl.spec.walk import Mention, mentions
-
-_COUNTED: tuple[Literal["layer", "expert"], ...] = ("layer", "expert")
-"""Attributes that count from 0 or are `none`."""
-
-
-def located(problem: Problem, part: m.Expression, scope: Scope) -> Problem:
-    """Add to a problem without a value that the site is in no layer, or of no expert."""
-    for attribute in _COUNTED:
-        read = any(mention.part == m.Ref(ref=attribute) for mention in mentions(part, "word"))
-        if read and scope.values[attribute] == "none":
-            return replace(problem, fact=WithoutValue(attribute, str(scope.values["path"])))
-    return problem
+from bishare_dsl.spec.walk import Mention
 
 
 def key_value(scope: Scope, part: m.Expression, loc: Loc = ()) -> Value:
@@ -39,7 +27,7 @@ def key_value(scope: Scope, part: m.Expression, loc: Loc = ()) -> Value:
     try:
         return scope.value(part, loc)
     except EvaluationError as error:
-        raise EvaluationError(located(error.problem, part, scope)) from error
+        raise EvaluationError(without_value(error.problem, part, scope)) from error
 
 
 class Vocabulary(Record):
@@ -113,11 +101,13 @@ class Vocabulary(Record):
             try:
                 self.site_sets.scopes[i].holds(part, mention.loc)
             except EvaluationError as error:
-                yield located(error.problem, part, self.site_sets.scopes[i])
+                yield without_value(error.problem, part, self.site_sets.scopes[i])
 
     def _unknown(self, part: m.Range | m.Expression, mention: Mention) -> Iterator[Problem]:
         """Find what one mention names that the model does not have."""
         loc, beside = mention.loc, mention.compared_with
+        if isinstance(part, m.Ref) and part.ref in settings_read(loc):
+            return
         match mention.purpose, part:
             case "condition" | "part", _ if not isinstance(part, m.Range):
                 yield from self._in_condition(part, loc)
@@ -155,7 +145,7 @@ class Vocabulary(Record):
                 yield NO_VALUE(loc=loc, why=why, fact=ComparedPattern(what, op, pattern))
             case m.Compare(left=left, right=right):
                 words = [side.ref for side in (left, right) if isinstance(side, m.Ref)]
-                counted = [word for word in words if word in _COUNTED]
+                counted = [word for word in words if word in COUNTED]
                 # Words are checked in their own condition; whether a site has a layer may always be tested.
                 known = all(map(self._is_known, words)) and "none" not in words
                 if counted and known and not any_holds(part, loc):
@@ -168,7 +158,7 @@ class Vocabulary(Record):
         scopes = self.site_sets.scopes
         if part.ref in self.kinds or part.ref in self.parts:
             yield NO_VALUE(loc=loc, why=f"`{part.ref}` names modules, and is no number")
-        elif scopes and part.ref not in _COUNTED:
+        elif scopes and part.ref not in COUNTED:
             scopes[0].number(part, loc)  # Raises: a word is not a number.
 
     def _in_comparison(
@@ -178,7 +168,7 @@ class Vocabulary(Record):
         named = beside.ref if isinstance(beside, m.Ref) else ""
         if named and not self._is_known(named) and loc[-1] == "right":
             return  # What it is compared with is reported.
-        if not self._is_known(named) or named in _COUNTED:
+        if not self._is_known(named) or named in COUNTED:
             yield self._no_such_name(part.ref, loc)
         elif beside is not None and named in m.ATTRIBUTES:  # A param may have other words.
             yield from self.item_problems(beside, part, loc)
@@ -201,7 +191,7 @@ class Vocabulary(Record):
             loc: the location of the item.
             among: the sites to consider; by default all.
         """
-        counted = subject.ref if isinstance(subject, m.Ref) and subject.ref in _COUNTED else None
+        counted = subject.ref if isinstance(subject, m.Ref) and subject.ref in COUNTED else None
         what = f"this {counted}" if not isinstance(item, m.Range) else f"this range of {counted}s"
         if isinstance(item, m.Range) and counted:
             ends = [(*scope.bounds(item, subject, loc), n) for scope, n in self._counts[counted]]

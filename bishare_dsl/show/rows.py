@@ -23,8 +23,8 @@ BYTES = 4
 MIB = 1 << 20
 _STARTS = {"A": "kaiming_uniform", "B": "zeros"}
 """What is not said of a factor's start: that of LoRA."""
-_RANKS = 4
-"""Of a share with more ranks than this, only the least and the largest are said."""
+_FEW = 4
+"""Of a share with more ranks or scales than this, only the least and the largest are said."""
 
 _Part = TypeVar("_Part", Term, Tensor, Pool, "RoleRow")
 Bounds = tuple[int, int]
@@ -156,7 +156,7 @@ def shares(plan: Plan) -> list[ShareRow]:
                 options=first.options,
                 ranks=tuple(sorted({term.rank for term in ranked})),
                 scales=tuple(sorted({term.scale for term in ranked})),
-                dropout=first.dropout,
+                dropout=max(term.dropout for term in terms[name]),
                 trainable=plan.shares[name],
                 tensors={row.role: _users(row, plan, first) for row in every_role[name]},
                 shared=shared / total if (total := shared + private) else None,
@@ -182,15 +182,23 @@ def _users(row: RoleRow, plan: Plan, first: Term) -> str:
     return ", ".join(words)
 
 
+def _values(numbers: Sequence[float]) -> str:
+    """Write distinct numbers, or their smallest and largest if there are many."""
+    distinct = dict.fromkeys(f"{number:.4g}" for number in numbers)
+    if len(distinct) > _FEW:
+        return f"{min(numbers):.4g} to {max(numbers):.4g}"
+    return ", ".join(distinct)
+
+
 def _facts(
     plan: Plan, terms: Sequence[Term], pools: Iterable[Pool], places: Places
 ) -> Iterator[str]:
     """Say how a share acts, where if not on all targets, which modules share, and how it starts."""
     first = terms[0]
     paths = [term.site for term in terms]
-    scales = dict.fromkeys(f"{term.scale:.4g}" for term in terms if not term.is_magnitude)
+    scales = [term.scale for term in terms if not term.is_magnitude]
     if scales:
-        yield f"scale {', '.join(scales)}"
+        yield f"scale {_values(scales)}"
     at_ranks = {term.rank: term for term in terms}.values()  # Options are equal at a rank.
     for transform in dict.fromkeys(via(term.transform, term.options) for term in at_ranks):
         if transform not in ("-", MAGNITUDE):
@@ -205,8 +213,9 @@ def _facts(
     for role, name in first.tensors.items():
         if (first.share, role) in plan.references:
             yield f"{role} of `{first.site}` is `{name}`, for example"
-    if first.dropout:
-        yield f"drops {100 * first.dropout:g}% of its inputs"
+    dropouts = [100 * term.dropout for term in terms]
+    if any(dropouts):
+        yield f"drops {_values(dropouts)}% of its inputs"
     tensors = {role: plan.tensor[name] for role, name in first.tensors.items()}
     starts = {role: (tensor.init, tensor.amount) for role, tensor in tensors.items()}
     if start_name(first.share) in plan.shares:
@@ -221,7 +230,7 @@ def _places_of_ranks(terms: Sequence[Term], places: Places) -> Iterator[str]:
     for term in sorted(terms, key=lambda term: term.rank):
         paths.setdefault(term.rank, []).append(term.site)
     ranks = list(paths)
-    if len(ranks) > _RANKS:
+    if len(ranks) > _FEW:
         ranks = [ranks[0], ranks[-1]]
     if len(ranks) > 1:
         covered = places.by_kind(term.site for term in terms)

@@ -164,7 +164,7 @@ class Scope(Record):
         if name in m.ATTRIBUTES:
             self.attribute(name, loc)
         numbers = [name_of for name_of, v in self.values.items() if not isinstance(v, str)]
-        if in_key(loc) or "rank" in loc:
+        if in_key(loc) or {"rank", "scale", "dropout"} & {*loc}:
             numbers += ["layer", "layers", "in", "out", "expert"]
         fact = UnknownName(name, "rank" if "rank" in loc else "number", frozenset(numbers))
         return codes.UNKNOWN_NAME(name=name, loc=loc, fact=fact)

@@ -84,6 +84,7 @@ class Fault(Enum):
     KEY_DIVIDES_BY_ZERO = auto()
     OUT_OF_RANGE = auto()
     ZERO_SCALE = auto()
+    ZERO_SCALE_AT_SITE = auto()
     NO_CONDITION = auto()
     NO_CONDITION_IN_LET = auto()
     NO_MODULE = auto()

@@ -81,6 +81,8 @@ _PURPOSE: Mapping[tuple[type[BaseModel], str], Purpose] = {
     (m.Range, "last"): "number",
 }
 _DOMAIN: Mapping[tuple[type[BaseModel], str], Domain] = {
+    (Settings, "scale"): "target",
+    (Settings, "dropout"): "target",
     (Spec, "target"): "model",
     (Spec, "train"): "parameters",
     (Let, "selection"): "let",
@@ -89,6 +91,8 @@ _DOMAIN: Mapping[tuple[type[BaseModel], str], Domain] = {
     (Share, "keys"): "share",
     (Share, "references"): "share",
     (Share, "rank"): "share",
+    (Share, "scale"): "share",
+    (Share, "dropout"): "share",
 }
 _PREDICATES = (m.Match, m.Member, m.Compare, m.And, m.Or, m.Not)
 _EXPRESSIONS = (*_PREDICATES, m.Ref, m.Binary, m.Call, m.Range, m.If, m.Cases, int, float)
@@ -162,9 +166,12 @@ def _add(
 @cache
 def _fields(kind: type[BaseModel]) -> list[tuple[str, Purpose | None, Domain | None]]:
     """List the fields of a part of a spec, with their purpose and domain from the tables, if any."""
-    # Fields of all settings are listed once, under `Settings`.
-    named = [(n, (Settings if n in Settings.model_fields else kind, n)) for n in kind.model_fields]
-    return [(name, _PURPOSE.get(place), _DOMAIN.get(place)) for name, place in named]
+    fields = []
+    for name in kind.model_fields:
+        # The purposes of all settings are listed once, under `Settings`.
+        purpose = _PURPOSE.get((Settings if name in Settings.model_fields else kind, name))
+        fields.append((name, purpose, _DOMAIN.get((kind, name))))
+    return fields
 
 
 def reads_param(mention: Mention, params: Container[str]) -> bool:

@@ -80,3 +80,35 @@ def test_keys_are_named_after_open_ranges_and_choices():
         "s.layer_in_24_to_true.1_if_attention_else_layer_1.A",
         "s.layer_in_24_to_true.1_if_attention_else_layer_25.A",
     }
+
+
+@pytest.mark.parametrize(
+    ("clause", "expected"),
+    [
+        ("scale 2 / (1 + layer)", lambda layer, kind: (2 / (1 + layer), 0)),
+        ("scale 1 if q_proj else -1", lambda layer, kind: (1 if kind == "q_proj" else -1, 0)),
+        ("scale 1 + late", lambda layer, kind: (1 + (layer >= 24), 0)),
+        (
+            "scale rank if attention else 1",
+            lambda layer, kind: (2 if attention(layer, kind) else 1, 0),
+        ),
+        ("dropout layer / 100", lambda layer, kind: (1, layer / 100)),
+        ("alpha 8 scale alpha * 2 ** layer", lambda layer, kind: (8 * 2**layer, 0)),
+    ],
+)
+def test_scale_and_dropout_of_each_module(clause, expected):
+    share = f"share s per module rank 2 {clause}"
+    plan, _ = build_plan(parse_spec(f"{HEAD}{share}"), preset("llama-7b"))
+    sites = {site.path: site for site in plan.sites}
+    for term in plan.terms:
+        site = sites[term.site]
+        assert (term.scale, term.dropout) == expected(site.layer, site.kind)
+
+
+def test_start_of_each_scale_is_that_part_of_the_weight():
+    text = f"{HEAD}share s per module rank 2 scale 1 + layer init A svd, B svd"
+    plan, _ = build_plan(parse_spec(text), preset("llama-7b"))
+    for term in plan.terms:
+        if not term.share.endswith(".start"):
+            amounts = {plan.tensor[name].amount for name in term.tensors.values()}
+            assert amounts == {term.scale**-0.5}

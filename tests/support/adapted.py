@@ -15,7 +15,7 @@ SPEC = """
 spec mixed
 target q_proj, k_proj, v_proj, up_proj, down_proj
 share local per module rank 2 scale 2
-share intra per layer rank 3 scale 0.5 via KE(size = 4)
+share intra per layer rank 3 scale 0.5 / (1 + layer) via KE(size = 4)
 share inter per model rank 4 via SS(slice = trailing)
 """
 GPT2 = """

@@ -28,6 +28,7 @@ from bishare_dsl.spec import (
     Cases,
     Compare,
     Gain,
+    If,
     Let,
     Match,
     Member,
@@ -254,10 +255,23 @@ class _Drawing:
         other = self.number(self.any(1, 4, 0))
         return Cases(subject=Ref(ref=form), arms=(arm,), otherwise=other), Ref(ref=form)
 
-    def settings(self):
+    def _scales(self, sites):
+        """Generate scales that differ between modules."""
+        other = Binary(op="-", left=0, right=self.number(3))
+        arm = Arm(values=(Ref(ref=self.any(*sites).kind),), result=2)
+        by_layer = Binary(op="/", left=2, right=Binary(op="+", left=1, right=LAYER))
+        powers = Binary(op="**", left=0.5, right=Binary(op="%", left=LAYER, right=3))
+        return (
+            by_layer,
+            powers,
+            If(then=1, condition=self.atom(sites), otherwise=other),
+            Cases(subject=KIND, arms=(arm,), otherwise=RANK),
+        )
+
+    def settings(self, sites):
         """Generate scale, alpha, dropout (always 0) and initialisers."""
         alpha = self.any(None, 4, 0.5)
-        scales = [None, 2, -0.5, Binary(op="/", left=3, right=RANK)]
+        scales = [None, 2, -0.5, Binary(op="/", left=3, right=RANK), *self._scales(sites)]
         if alpha is not None:
             scales.append(
                 Binary(op="/", left=ALPHA, right=Call(function="sqrt", arguments=(RANK,)))
@@ -291,7 +305,7 @@ class _Drawing:
         unequal = self._unequal(covered, per, per if key_b is None else key_b)
         via = None
         form = "fitted" if unequal else self.any("plain", "fitted", "equal")
-        settings = self.settings()
+        settings = self.settings(covered)
         if key_b is None and self.any(False, False, True):
             form = "bank"
         if form == "fitted" and self.any(False, False, True):
