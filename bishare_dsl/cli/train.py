@@ -89,6 +89,7 @@ _PLACES = {
 
 def _own_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add to a command the options of a run that are not transformers'."""
+    from bishare_dsl.train.grouping import SCORES
     from bishare_dsl.train.request import Settings
 
     for name, field in reversed(Settings.model_fields.items()):
@@ -101,6 +102,8 @@ def _own_options(command: Callable[..., Any]) -> Callable[..., Any]:
         if field.annotation is not bool:
             metavar, _, about = about.partition(": ")
             kind = {"metavar": metavar, "multiple": name == "data"}
+        if name == "groups":  # Its value may be left out.
+            kind |= {"is_flag": False, "flag_value": SCORES}
         command = click.option(f"--{name}", help=about, **kind)(command)
     return command
 
@@ -144,7 +147,7 @@ def command(
     --output_dir gets the adapter, checkpoints to resume from, and all arguments in run.json. Ctrl-C saves a
     checkpoint and stops. Several files of --data are tasks that train in one run: each gets an adapter, in a
     folder of its name. Those of a library train for 80 steps at least, at 1e-2, and
-    others for 60 at 2e-3.
+    others for 60 at 2e-3. --groups trains one adapter for several tasks that are alike.
 
     Several SPEC, and values with commas for --set, --learning_rate and --seed, are a grid: each combination
     is a run in a folder of --output_dir, such as lora,r=2,learning_rate=0.004,seed=1. The same command again
@@ -198,7 +201,7 @@ def command(
     except TrainingInterrupted as stopped:
         help = "the same command goes on from there; what is done is kept"
         if not drafts:
-            retry = shlex.join(["bishare", "train", "--resume", str(stopped.checkpoint.parent)])
+            retry = shlex.join(["bishare", "train", "--resume", str(stopped.folder)])
             help = f"`{retry}` goes on from there"
         report.stop(INTERRUPTED, f"error: {stopped}\n  = help: {help}")
         return

@@ -23,11 +23,13 @@ class TrainingInterrupted(KeyboardInterrupt):
         step: optimizer steps done.
         steps: optimizer steps of the whole run.
         checkpoint: the folder of the checkpoint.
+        folder: of the run to resume.
     """
 
     def __init__(self, step: int, steps: int, checkpoint: Path):
         super().__init__(f"interrupted at step {step:,} of {steps:,}; saved in {checkpoint}")
         self.step, self.steps, self.checkpoint = step, steps, checkpoint
+        self.folder = checkpoint.parent
 
 
 @contextmanager

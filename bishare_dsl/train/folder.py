@@ -16,7 +16,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,9 @@ LIBRARY = "library"
 CELLS = f"*,learning_rate=*,seed=*/{RUN_FILE}"
 """The runs in the folder of a grid, by `bishare_dsl.train.grid.name_of`."""
 
+MEMBERS = "members"
+"""The subfolder with the run of all tasks, if groups of them are found."""
+
 
 def check_new(folder: Path, *, resumes: bool) -> None:
     """Check that a run may begin, or go on, in a folder, which need not exist.
@@ -62,6 +65,20 @@ def check_new(folder: Path, *, resumes: bool) -> None:
                 )
                 raise TrainError(codes.RUN_EXISTS(folder=folder, help=help))
         check_writable(folder)
+
+
+def begin(folder: Path, asked: Mapping[str, Any]) -> None:
+    """Write the arguments of a run whose first part is a run in a folder within, so that it can be resumed.
+
+    Raises:
+        TrainError: it would replace something (BS740), or cannot be written (BS747).
+    """
+    with translate_refusals(folder):
+        for place in (folder, folder / LIBRARY):
+            check_free(place)
+        folder.mkdir(exist_ok=True)
+        content = json.dumps(asked, indent=2, ensure_ascii=False)
+        replace_file(folder / RUN_FILE, content.encode())
 
 
 @contextmanager
@@ -135,6 +152,22 @@ def discard_unfinished(folder: Path) -> None:
             return
         for name in (CONFIG, TENSORS, STATE):
             (folder / name).unlink(missing_ok=True)
+
+
+def digest_of_data(digests: Iterable[str]) -> str:
+    """Return one digest of those of all examples of a run, by task and part."""
+    digest = hashlib.sha256()
+    for one in digests:
+        digest.update(one.encode())
+    return digest.hexdigest()
+
+
+def data_of_run(folder: Path) -> str:
+    """Return the digest of the examples of the run in a folder."""
+    parts = [
+        part for parts in read_run(folder)["record"]["data"].values() for part in parts.values()
+    ]
+    return digest_of_data(part["digest"] for part in parts)
 
 
 def check_free(folder: Path) -> None:

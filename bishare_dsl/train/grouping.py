@@ -20,22 +20,30 @@ BY_FOLDER = "by-folder"
 """Tasks whose files are in one folder are a group."""
 
 
+SCORES = "scores"
+"""Numbers of groups are only scored."""
 MANIFESTS = (".json", ".yaml", ".yml")
 """The endings of a file with lists of tasks."""
 NAME = re.compile(r"(?!checkpoint-)[A-Za-z0-9_][A-Za-z0-9_-]*")
 """The names that tasks, and groups, may have."""
 
 
-def read_setting(value: Any) -> str:
-    """Return the value of ``groups``: `BY_FOLDER`, or the path of a manifest.
+def read_setting(value: Any) -> int | str:
+    """Return the value of ``groups``: a number of groups, `BY_FOLDER`, `SCORES`, or the path of a manifest.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is none of them.
     """
-    text = str(value)
-    if text == BY_FOLDER or text.endswith(MANIFESTS):
+    text = str(value).strip()
+    if text.isdecimal():
+        if int(text) < 2:
+            raise ValueError("there are two groups at least: leave it out to train each task alone")
+        return int(text)
+    if text in (BY_FOLDER, SCORES) or text.endswith(MANIFESTS):
         return text
-    raise ValueError("it is `by-folder`, or a file (.json, .yaml) with lists of tasks")
+    raise ValueError(
+        "it is `by-folder`, a number, `scores`, or a file (.json, .yaml) with lists of tasks"
+    )
 
 
 def expand_folders(data: Any) -> Any:
@@ -220,10 +228,13 @@ def _names(names: Collection[str], most: int = 5) -> str:
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
-def setting_problem(tasks: Collection[str], others: Sequence[str]) -> Problem | None:
+def setting_problem(
+    groups: int | str, tasks: Collection[str], others: Sequence[str]
+) -> Problem | None:
     """Return why tasks cannot be grouped so, before any file is read; None if nothing is wrong.
 
     Args:
+        groups: the setting.
         tasks: their names.
         others: the names of arguments that are given, and exclude groups.
     """
@@ -233,4 +244,8 @@ def setting_problem(tasks: Collection[str], others: Sequence[str]) -> Problem | 
     if len(tasks) < 2:
         reason = f"there is one task, `{next(iter(tasks), '')}`"
         return codes.BAD_GROUPS(reason=reason, help="give the files of several tasks as `--data`")
+    if isinstance(groups, int) and groups > len(tasks):
+        reason = f"{groups} groups cannot be made of {len(tasks)} tasks"
+        help = f"give a number from 2 to {len(tasks)}, or more tasks"
+        return codes.BAD_GROUPS(reason=reason, help=help)
     return None

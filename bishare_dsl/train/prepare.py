@@ -5,7 +5,6 @@ Nothing is written. Errors are raised, and notes go to the reporter.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,7 +38,7 @@ from bishare_dsl.train.data.encoding import DataReport, Encoded, encode
 from bishare_dsl.train.data.formats import COLUMNS, split_off
 from bishare_dsl.train.data.load import Rows, load_rows
 from bishare_dsl.train.errors import TrainError, catch_refusals, translate_refusals
-from bishare_dsl.train.grouping import named_groups
+from bishare_dsl.train.grouping import SCORES, named_groups
 from bishare_dsl.train.loss import among_options
 from bishare_dsl.train.newcomers import decide_starts
 from bishare_dsl.train.reporter import Reporter
@@ -80,6 +79,9 @@ LORA_PACE = Pace(rate=2e-3, steps=60)
 """Of tasks that share nothing: a higher rate is for the few numbers that a task of a library owns."""
 LIBRARY_PACE = Pace(rate=1e-2, steps=80)
 """Of a library: members and newcomers learn more than at 3e-3 (benchmarks/notes/2026-12-03-groups.md)."""
+
+NEW_RUN = "start a new run with all arguments, in another `--output_dir`"
+"""The remedy for a run that cannot be resumed, because something is not as it was."""
 
 _FIXED: Mapping[str, Any] = {
     # A bad loss must not be hidden; rows are already encoded.
@@ -150,6 +152,7 @@ def prepare(
     if request.names_groups:
         groups = Groups(tasks=named_groups(str(request.groups), cast(Any, request.data)))
     trainable = find_trainable(request, base, reporter)
+    check_groups(request, trainable.plan)
     names = list(request.tasks if groups is None else groups.tasks)
     places = check_several(request, args, trainable.plan, names) if request.several else {}
     pace = LIBRARY_PACE if request.makes_library(trainable.plan) else LORA_PACE
@@ -163,6 +166,9 @@ def prepare(
     tasks = read_tasks(request, args, tokenizer, reporter)
     record = _record(request, trainable, tasks, names)
     if groups is not None:
+        if groups.were_found and groups.data != record["data"]:
+            reason = f"the groups in `{request.output_dir}` were found in other examples"
+            raise TrainError(codes.BAD_COMBINATION(reason=reason, help=NEW_RUN))
         tasks = join_groups(tasks, groups.tasks)
     if request.resume is not None:
         check_resumed(request.resume, record)
@@ -194,11 +200,8 @@ def _record(
     named = list[list[str]]()
     if request.several:
         named = [[name, trainable.plan.digest + shared] for name in names]
-    digest = hashlib.sha256()
-    for task in tasks:
-        for report in task.data.values():
-            digest.update(report.digest.encode())
-    return {"tasks": named, "data": digest.hexdigest()}
+    digests = [report.digest for task in tasks for report in task.data.values()]
+    return {"tasks": named, "data": folders.digest_of_data(digests)}
 
 
 def _steps(
@@ -334,6 +337,19 @@ def find_trainable(
     return read
 
 
+def check_groups(request: Request, plan: Plan) -> None:
+    """Check that tasks have private numbers by which they can be grouped, if they are to be.
+
+    Raises:
+        TrainError: they have none, or share nothing (BS737).
+    """
+    finds_groups = request.groups == SCORES or request.number_of_groups is not None
+    if finds_groups and not plan.is_library:
+        reason = f"adapters of `{plan.spec}` share nothing, so their numbers cannot be compared"
+        help = "take a spec of a library, such as `library_core`"
+        raise TrainError(codes.BAD_GROUPS(reason=reason, help=help))
+
+
 def join_groups(tasks: Sequence[Task], groups: Mapping[str, Sequence[str]]) -> list[Task]:
     """Return a task for each group, with the examples of its tasks.
 
@@ -416,12 +432,11 @@ def check_resumed(
     """
     sealed = folders.record_of(checkpoint)
     named = {"tasks": "tasks, params or another library", "data": "examples"}
-    help = "start a new run with all arguments, in another `--output_dir`"
     others = [named[n] for n in record if sealed[n] != record[n]]
     if base and sealed["base"] and difference(Fingerprint(**sealed["base"]), base):
         others.append("weights")
     reasons = [f"the checkpoint is of other {other}" for other in others]
-    raise_errors(TrainError, [codes.BAD_COMBINATION(reason=r, help=help) for r in reasons])
+    raise_errors(TrainError, [codes.BAD_COMBINATION(reason=r, help=NEW_RUN) for r in reasons])
 
 
 def check_library(request: Request, first: StoredAdapter) -> None:

@@ -31,6 +31,7 @@ from bishare_dsl.train.errors import TrainError
 from bishare_dsl.train.grouping import (
     BY_FOLDER,
     NAME,
+    SCORES,
     expand_folders,
     read_setting,
     setting_problem,
@@ -101,9 +102,10 @@ class Settings(BaseModel):
     folder of files are tasks that train in one run, each with a separate adapter."""
     together: bool = False
     """Train one adapter on the examples of all files."""
-    groups: str | None = None
-    """by-folder|FILE: Train one adapter for each group of tasks (experimental): for each folder of files, or
-    for each list of tasks in FILE (.json, .yaml)."""
+    groups: int | str | None = None
+    """by-folder|FILE|K|scores: Train one adapter for each group of tasks (experimental): for each folder of
+    files, for each list of tasks in FILE (.json, .yaml), or for each of K groups that are found in a library
+    of all tasks. scores, or no value, trains that library and shows what speaks for 1 to 4 groups."""
     rows_at_once: int = Field(default=32, ge=1)
     """N: With several tasks, the examples that go through the model at once; by default 32."""
     library: str | None = None
@@ -224,11 +226,17 @@ class Request(Settings):
     params: dict[str, Any] = {}
     resume: Path | None = None
     _repeated: Mapping[str, Any] = PrivateAttr(default_factory=dict)
+    _continues: bool = PrivateAttr(default=False)
 
     @property
     def repeated(self) -> Mapping[str, Any]:
         """The record of the run that this one repeats, whose ``run.json`` is the config; or else empty."""
         return self._repeated
+
+    @property
+    def continues(self) -> bool:
+        """Whether an earlier run is resumed. One that finds groups may have no checkpoint of groups yet."""
+        return self._continues
 
     @field_validator("*", mode="before")
     @classmethod
@@ -238,9 +246,14 @@ class Request(Settings):
         return value if own or is_flag(str(info.field_name)) else "no"
 
     @property
+    def number_of_groups(self) -> int | None:
+        """The number of groups that a run finds; None if it finds none."""
+        return self.groups if isinstance(self.groups, int) else None
+
+    @property
     def names_groups(self) -> bool:
         """Whether the user says which tasks are a group."""
-        return self.groups is not None
+        return isinstance(self.groups, str) and self.groups != SCORES
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -333,6 +346,7 @@ def make_request(given: Mapping[str, Any], config: str | os.PathLike[str] | None
     if arguments.get("groups") == BY_FOLDER and "data" in arguments:
         arguments["data"] = expand_folders(arguments["data"])
     request = _validated({**arguments, "resume": resume})
+    request._continues = bool(before)
     if isinstance(repeated, Mapping):
         request._repeated = repeated
     _check_read(request, before, file.keys() | named.keys())
@@ -382,12 +396,14 @@ def _check_read(request: Request, before: Mapping[str, Any], names: Collection[s
     local = all(os.path.isfile(file) for file in files)  # noqa: PTH113
     alone = not request.eval_data or os.path.isfile(request.eval_data)  # noqa: PTH113
     new_library = not request.library
-    restarted = request.resume is not None and request.start != before.get("start")
+    restarted = request.continues and request.start != before.get("start")
+    regrouped = request.continues and request.groups != before.get("groups")
     unread = {
         "data_split": local,
         "data_subset": local and alone,
         "eval_data_split": alone,
         "start": restarted or (new_library and request.start == "mixture"),
+        "groups": regrouped,
         "max_steps": new_library and vars(request).get("max_steps") == 0,
     }
     for name, is_unread in unread.items():
@@ -406,7 +422,7 @@ def _check_groups(request: Request) -> None:
         return
     others = [name for name in ("together", "library") if getattr(request, name)]
     names = list(request.data) if isinstance(request.data, dict) else list(request.tasks)
-    problem = setting_problem(names, others)
+    problem = setting_problem(request.groups, names, others)
     if problem is not None:
         raise TrainError(problem)
 
@@ -424,9 +440,16 @@ def _run_before(where: str | os.PathLike[str] | None) -> tuple[Path | None, dict
     record = read_config(folder / RUN_FILE)  # JSON is YAML.
     # The checkpoint has the run's spec; the spec's file may have changed since.
     record.pop(RECORD, None)
-    checkpoint = find_checkpoint(path)
-    spec = record.get("spec") if record_of(checkpoint)["tasks"] else None
-    return checkpoint, {**record, "spec": spec, "output_dir": str(folder)}
+    before = {**record, "output_dir": str(folder)}
+    try:
+        checkpoint = find_checkpoint(path)
+    except TrainError:
+        if isinstance(record.get("groups"), int) and path == folder:
+            return None, before  # It was stopped before it trained groups.
+        raise
+    if not record_of(checkpoint)["tasks"]:
+        before["spec"] = None
+    return checkpoint, before
 
 
 def read_config(path: Path) -> dict[str, Any]:

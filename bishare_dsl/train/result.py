@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from bishare_dsl.show.table import Table
 from bishare_dsl.train.data.encoding import DataReport
+from bishare_dsl.train.many.groups import GroupScores
 
 EACH = {"loss": "losses", "eval_loss": "eval_losses", "eval_accuracy": "eval_accuracies"}
 """Keys of the log, with the keys under which a run of several tasks has the value of each task."""
@@ -69,6 +70,7 @@ class TrainResult:
         tokens: input tokens of the whole run, without padding.
         seconds: time since the run started or resumed.
         history: the Trainer's log.
+        group_scores: how numbers of groups do, if they were asked for.
     """
 
     folder: Path
@@ -83,6 +85,7 @@ class TrainResult:
     tokens: int
     seconds: float
     history: Sequence[Mapping[str, Any]] = field(repr=False)
+    group_scores: GroupScores | None = None
 
     @property
     def loss_first(self) -> float:
@@ -110,6 +113,8 @@ class TrainResult:
         for name in ("loss_first", "loss_last", "eval_loss", "accuracy"):
             plain[name] = getattr(self, name)
         tasks = [asdict(task) for task in self.tasks]
+        if self.group_scores is not None:
+            plain["group_scores"] = asdict(self.group_scores)
         return {**plain, "folder": str(self.folder), "tasks": tasks}
 
     def __str__(self) -> str:
@@ -121,7 +126,7 @@ class TrainResult:
         accuracy = None if self.accuracy is None else f"{self.accuracy:.1%} among the options"
         lines = {
             "steps": f"{self.steps:,} of {batch} examples, {self.epochs:.2f} epochs",
-            "loss": self._loss_line,
+            "loss": self.loss_line,
             "held-out loss": None if self.eval_loss is None else f"{self.eval_loss:.4f}",
             "held-out accuracy": accuracy,
             "tokens": f"{self.tokens:,}",
@@ -142,10 +147,12 @@ class TrainResult:
             if self.accuracy is not None:
                 judge = f"bishare eval {few} {base} --data ...\n"
             parts.append(f"{judge}bishare merge {folder} {base} --out merged")
+        if self.group_scores is not None:
+            parts.append(str(self.group_scores))
         return "\n\n".join(parts)
 
     @property
-    def _loss_line(self) -> str:
+    def loss_line(self) -> str:
         """The first and the last loss, and what to change if it did not fall."""
         text = f"{self.loss_first:.4f} at first, {self.loss_last:.4f} at last"
         if self.loss_last > NOT_FALLEN * self.loss_first:

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -21,27 +21,47 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from transformers.utils import logging
 
 from bishare_dsl.adapted.handle import Handle
+from bishare_dsl.compiler import ResolvedSpec
 from bishare_dsl.diagnostics import Problem
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.folder.contents import StoredAdapter
-from bishare_dsl.folder.files import add_to_library, save_adapter, save_library
-from bishare_dsl.folder.groups import GROUPS
+from bishare_dsl.folder.files import add_to_library, names_in, save_adapter, save_library
+from bishare_dsl.folder.groups import GROUPS, Groups, read_groups
 from bishare_dsl.models.hooks import undo_prepare
 from bishare_dsl.peft.method import as_peft_model, install
 from bishare_dsl.show.shared import told_lines
 from bishare_dsl.spec import Spec
 from bishare_dsl.train.errors import TrainError, TrainingInterrupted, translate_refusals
-from bishare_dsl.train.folder import LIBRARY, complete_record, hold, step_of
+from bishare_dsl.train.folder import (
+    LIBRARY,
+    MEMBERS,
+    begin,
+    complete_record,
+    data_of_run,
+    find_checkpoint,
+    hold,
+    step_of,
+)
+from bishare_dsl.train.grouping import SCORES
 from bishare_dsl.train.many.adapters import TaskAdapters
+from bishare_dsl.train.many.found import check_scores, find_groups, score_groups, start_from_means
+from bishare_dsl.train.many.groups import cannot_be_judged
 from bishare_dsl.train.many.start import record_starts, start_tasks
-from bishare_dsl.train.prepare import Prepared, check_resumed, load_base, prepare
+from bishare_dsl.train.prepare import (
+    Prepared,
+    check_groups,
+    check_resumed,
+    load_base,
+    prepare,
+)
 from bishare_dsl.train.record import differences, record_results, record_run
 from bishare_dsl.train.reporter import Reporter
-from bishare_dsl.train.request import RECORD, Request, make_request
+from bishare_dsl.train.request import DEFAULTS, RECORD, Request, make_request
 from bishare_dsl.train.result import EACH, TaskResult, TrainResult, logged
 from bishare_dsl.train.tasks import Steps
 from bishare_dsl.train.trainer import AdapterTrainer, BankTrainer, Watch
 from bishare_dsl.train.trunk import cached_trunk
+from bishare_dsl.writing import replace_file
 
 FEW_PARAMETERS, LOW_RATE = 10_000, 1e-3
 """A parameter count and a learning rate, below which training learns little (PEFT's UniLoRA entry)."""
@@ -122,9 +142,97 @@ def run(
     ``loaded`` returns the base that the request names, if several runs use it.
     """
     began = time.monotonic()
-    prepared = prepare(request, reporter, tokenizer)
+    groups = None
+    if request.number_of_groups is not None:
+        groups, loaded = _groups_of(request, reporter, tokenizer, callbacks, loaded)
+    prepared = prepare(request, reporter, tokenizer, groups)
+    if request.groups == SCORES:
+        check_scores(prepared.steps.tasks)
+    return _run_prepared(prepared, reporter, callbacks, loaded, began)
+
+
+def _run_prepared(
+    prepared: Prepared,
+    reporter: Reporter,
+    callbacks: Iterable[TrainerCallback],
+    loaded: Callable[[], PreTrainedModel] | None,
+    began: float,
+) -> TrainResult:
+    """Load, train and save; return the result of a run that began at a time of the monotonic clock."""
     handle, adapters = load(prepared, reporter, loaded)
     return fit(prepared, handle, adapters, reporter, callbacks, began)
+
+
+def _groups_of(
+    request: Request,
+    reporter: Reporter,
+    tokenizer: PreTrainedTokenizerBase | None,
+    callbacks: Iterable[TrainerCallback],
+    loaded: Callable[[], PreTrainedModel] | None,
+) -> tuple[Groups, Callable[[], PreTrainedModel] | None]:
+    """Find groups in a library of all tasks, which is trained first, or read those that were found.
+
+    Returns:
+        The groups, and a function that returns the base, if it is loaded.
+    """
+    folder = request.output_dir
+    groups = read_groups(folder) if request.continues else None
+    if groups is not None:
+        reporter.note(f"going on with the groups in {folder / GROUPS}")
+        return groups, loaded
+    members = folder / MEMBERS
+    if request.continues and names_in(members / LIBRARY):
+        reporter.note(f"going on with the library of all tasks in {members}")
+    else:
+        base = _train_members(request, reporter, tokenizer, callbacks, loaded)
+
+        def loaded() -> PreTrainedModel:
+            return base
+
+    seed = int(request.arguments.get("seed", DEFAULTS["seed"]))
+    count = cast(int, request.number_of_groups)
+    groups = find_groups(members / LIBRARY, count, seed, data_of_run(members))
+    replace_file(folder / GROUPS, groups.text())
+    for group, names in groups.tasks.items():
+        reporter.note(f"{group}: {', '.join(names)}")
+    return groups, loaded
+
+
+def _train_members(
+    request: Request,
+    reporter: Reporter,
+    tokenizer: PreTrainedTokenizerBase | None,
+    callbacks: Iterable[TrainerCallback],
+    loaded: Callable[[], PreTrainedModel] | None,
+) -> PreTrainedModel:
+    """Train the library of all tasks in which groups are found, and return the base without adapters."""
+    began = time.monotonic()
+    prepared = prepare(_request_of_members(request), reporter, tokenizer)
+    check_groups(request, prepared.trainable.plan)
+    tasks = prepared.steps.tasks
+    reason = cannot_be_judged(len(tasks), [len(task.examples) for task in tasks])
+    if reason:
+        reporter.report(codes.UNCERTAIN_GROUPS(reason=reason), None)
+    if not request.continues:
+        begin(request.output_dir, request.as_dict(cast(ResolvedSpec, prepared.trainable).text()))
+    reporter.note(f"first a library of all {len(tasks)} tasks, to find groups in it")
+    try:
+        result = _run_prepared(prepared, reporter, callbacks, loaded, began)
+    except TrainingInterrupted as stopped:
+        stopped.folder = request.output_dir
+        raise
+    reporter.note(f"the library of all tasks: loss {result.loss_line}")
+    return cast(PreTrainedModel, cast(Any, result.model).bishare.unload())
+
+
+def _request_of_members(request: Request) -> Request:
+    """Return the request of the library of all tasks in which groups are found."""
+    folder = request.output_dir / MEMBERS
+    resume = None
+    if request.continues:
+        with suppress(TrainError):  # It was stopped before its first checkpoint.
+            resume = find_checkpoint(folder)
+    return request.model_copy(update={"output_dir": folder, "groups": None, "resume": resume})
 
 
 def load(
@@ -186,7 +294,12 @@ def fit(
     with undo_prepare(model), quietly(), ExitStack() as stack:
         if adapters is not None:
             stack.callback(adapters.close)
-            start_tasks(prepared, adapters, reporter)
+            groups = prepared.groups
+            if groups is None or not groups.were_found:
+                start_tasks(prepared, adapters, reporter)
+            elif request.resume is None:  # A checkpoint has the values.
+                library = request.output_dir / MEMBERS / LIBRARY
+                start_from_means(adapters, library, groups)
         starts = [task.start for task in steps.tasks]
         record = {**prepared.record, "base": base and asdict(base), "starts": starts}
         watch = Watch(record, reporter.report)
@@ -211,10 +324,16 @@ def fit(
         else:  # Sums of members are written as they are.
             trainer.save_model()
             trainer.save_state()
+        scores = None
         if adapters is not None:
             record_starts(prepared, adapters, cached)
+            if request.groups == SCORES:
+                reporter.note("scoring numbers of groups ...")
+                library = request.output_dir / LIBRARY
+                scores = score_groups(prepared, adapters, library, cached=cached)
         model.eval()
         result = _result(prepared, handle, trainer, reporter, time.monotonic() - began)
+        result = replace(result, group_scores=scores)
         if args.should_save:
             results = record_results(result, trainer.held_out)
             complete_record(request.output_dir, results=results)

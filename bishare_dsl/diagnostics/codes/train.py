@@ -28,6 +28,9 @@ CANNOT_SAVE = Code("BS747", "`{folder}` cannot be written: {reason}")
 # Groups of tasks ----------------------------------------------------------------------------------
 
 BAD_GROUPS = Code("BS749", "the tasks cannot be grouped: {reason}")
+UNCERTAIN_GROUPS = Code(
+    "BS757", "the groups that are found may be noise: {reason}", severity="warning"
+)
 
 # During a run -------------------------------------------------------------------------------------
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bishare_dsl.show.table import Table
+
 STARTS, ROUNDS = 20, 100
 """Of k-means: random starts, and rounds of each at most."""
 QUARTERS = 4
@@ -173,6 +175,40 @@ def proposed(judged: Sequence[Score]) -> int:
     if not clear:
         return 1
     return max(clear, key=lambda score: score.correct).groups
+
+
+@dataclass(frozen=True)
+class GroupScores:
+    """How numbers of groups do on members that are held out, and which number is proposed.
+
+    Attributes:
+        scores: of each number.
+        proposal: a number of groups; 1 if none is clearly better than one group.
+    """
+
+    scores: tuple[Score, ...]
+    proposal: int
+
+    def __str__(self) -> str:
+        rows = list[list[object]]()
+        for score in self.scores:
+            row: list[object] = [score.groups, f"{100 * score.correct:.1f}", "", ""]
+            if score.groups > 1:
+                row[2:] = [f"{100 * score.ahead:+.1f}", f"{100 * score.error:.1f}"]
+            rows.append(row)
+        table = Table(["groups", "score", "ahead of 1", "error"], rows, left=())
+        return f"{table}\n\n{self._conclusion}"
+
+    @property
+    def _conclusion(self) -> str:
+        rule = f"by more than {ERRORS:g} errors"
+        notice = (
+            "A score compares numbers of groups, and is no accuracy of a new task (experimental)."
+        )
+        if self.proposal == 1:
+            return f"no groups are proposed: no number is ahead of 1 {rule}\n{notice}"
+        text = f"{self.proposal} groups are proposed: the best score of those ahead of 1 {rule}"
+        return f"{text}; `--groups {self.proposal}` trains them\n{notice}"
 
 
 def nearest_group(losses: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ not finite has no weight.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from bishare_dsl.batched.bank import Bank
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.folder.card import STARTS, write_card
+from bishare_dsl.folder.contents import StoredAdapter
 from bishare_dsl.folder.files import names_in, read_members
 from bishare_dsl.reading import MAX_CONFIG, parse_json, read_file
 from bishare_dsl.train.data.batches import IGNORED, Collator, Example
@@ -189,6 +190,15 @@ def leave_out(
     return Record(sharpness=best, correct=scores[best].correct, examples=len(judged))
 
 
+def private_numbers(members: Iterable[StoredAdapter], names: Sequence[str]) -> Tensor:
+    """Return the private numbers of members, (members, numbers), tensors in the order of their names."""
+    rows = list[Tensor]()
+    for member in members:
+        tensors = member.tensors()
+        rows.append(torch.cat([tensors[name].flatten().float() for name in names]))
+    return torch.stack(rows)
+
+
 class Members:
     """The members of a library, and sums of them, tried on the examples of tasks as rows of a bank.
 
@@ -198,6 +208,7 @@ class Members:
         tasks: with their examples.
 
     Attributes:
+        rows: the examples of each task.
         names: of the members.
         members: the private values of each member, ``(members, values)``.
     """
@@ -205,14 +216,11 @@ class Members:
     def __init__(self, adapters: TaskAdapters, library: Path, tasks: Sequence[Task]) -> None:
         self._adapters = adapters
         self._library = library
-        self._rows: list[list[Example]] = [list(task.examples) for task in tasks]
+        self.rows: list[list[Example]] = [list(task.examples) for task in tasks]
         self.names = names_in(library)
-        values = []
-        for stored in read_members(library, self.names):
-            tensors = stored.tensors()
-            private = [tensors[name].flatten() for name in adapters.bank.kind.own]
-            values.append(torch.cat(private))
-        self.members = torch.stack(values).to(adapters.bank.own)
+        members = read_members(library, self.names)
+        private = private_numbers(members, list(adapters.bank.kind.own))
+        self.members = private.to(adapters.bank.own)
 
     def mixtures(self, reporter: Reporter) -> tuple[Tensor, str]:
         """Return a weighted sum of members for each task, ``(tasks, values)``, and in words what they are.
@@ -227,9 +235,9 @@ class Members:
         if record is None:
             reporter.report(codes.NO_RECORD(path=self._library / STARTS), None)
             record = Record()
-        self._rows = [[_needed(row) for row in rows] for rows in self._rows]
+        self.rows = [[_needed(row) for row in rows] for rows in self.rows]
         with self._cached(reporter, predicting=True):
-            losses = member_losses(self, self._rows)
+            losses = member_losses(self, self.rows)
         finite = losses.isfinite()
         if not finite.any(1).all():
             reason = f"no member of `{self._library}` has a finite loss on the examples"
@@ -247,14 +255,19 @@ class Members:
         Args:
             cached: whether the states below the first adapted block are cached already.
         """
-        prompts = [[_prompt(row) for row in rows] for rows in self._rows]
-        quiet = Reporter(quiet=True)
-        with nullcontext() if cached else self._cached(quiet, predicting=False):
-            record = leave_out(self, self._rows, prompts)
+        prompts = [[_prompt(row) for row in rows] for rows in self.rows]
+        with self.states_below(cached=cached):
+            record = leave_out(self, self.rows, prompts)
         if record is not None:
             replace_file(self._library / STARTS, record.model_dump_json(indent=1).encode())
             first = next(iter(read_members(self._library, self.names[:1])))
             write_card(self._library, first.plan, first.config)
+
+    def states_below(self, *, cached: bool) -> AbstractContextManager[Any]:
+        """Cache the states below the first adapted block within a block, unless they are cached."""
+        if cached:
+            return nullcontext()
+        return self._cached(Reporter(quiet=True), predicting=False)
 
     def _cached(self, reporter: Reporter, *, predicting: bool) -> AbstractContextManager[bool]:
         """Compute the states below the first adapted block once for each example.
@@ -264,7 +277,7 @@ class Members:
             predicting: leave out each last token, which predicts none.
         """
         distinct = set[tuple[int, ...]]()
-        for rows in self._rows:
+        for rows in self.rows:
             for row in rows:
                 ids = row["input_ids"]
                 distinct.add(tuple(ids[:-1] if predicting and len(ids) > 1 else ids))
@@ -369,6 +382,8 @@ def record_starts(prepared: Prepared, adapters: TaskAdapters, cached: bool) -> N
         cached: whether the states below the first adapted block are cached.
     """
     request = prepared.request
+    if prepared.groups is not None:
+        return  # Groups differ, so that leaving one out says nothing of a task of another group.
     if adapters.shared and request.library is None and request.start != "zero":
         library = request.output_dir / LIBRARY
         Members(adapters, library, prepared.steps.tasks).record(cached)
