@@ -11,6 +11,34 @@ from tests.support.families import TINY_FAMILIES, TINY_MIXTURES, TINY_TOWERS, ti
 from tests.support.plans import fits, meaningful_specs, small_models
 from tests.support.quantised import Int8Linear
 
+# Tensors of one share in another: read where they are read, written where they are read, of the layer above, in both
+# places of a term; keys that are names, cases and powers.
+REFERENCES = (
+    (
+        "target q_proj, k_proj share a A per layer B per module rank 2 where q_proj "
+        "share b A per layer is a.A B per module rank 2 where k_proj"
+    ),
+    (
+        "target q_proj, v_proj share a A per model B per module rank 2 where v_proj "
+        "share b A is a.A B per module rank 2 where q_proj init B zeros scale 0.5"
+    ),
+    (
+        "target up_proj, down_proj share up per layer rank 2 where up_proj "
+        "share down A per module B is up.A rank 2 where down_proj init A zeros"
+    ),
+    (
+        "target up_proj, down_proj share up per layer rank 2 where up_proj via SS "
+        "share down A per module B per layer - 1 is up.A rank 2 where down_proj and layer > 0 init A zeros"
+    ),
+    (
+        "target gate_proj, up_proj, down_proj share up per kind rank 2 where gate_proj, up_proj "
+        "share down A per module B per (up_proj if layer == 0 else gate_proj) is up.A rank 2 where down_proj init A zeros"
+    ),
+    "target attention_inputs share same A per layer, kind B is A core per module rank 2 where in == out via Core",
+    "let late = layer >= 1 target attention_inputs, mlp_ups share a per late, kind rank 2 ** (1 + late)",
+    "target attention_inputs, mlp_ups share a per match layer { 0: 7; else: 3 }, kind rank 2 via KE(size = 3) then Core",
+)
+
 # Each holds what no other does: starts from the base's weights, what is stored compactly, what is seen in
 # one tower, what a batch has no row of, experts whose pools differ.
 TEXTS = (
@@ -32,14 +60,17 @@ FAMILIES = (*TINY_FAMILIES, *TINY_MIXTURES, *TINY_TOWERS)
 
 
 def specs(architecture):
-    """Draw the texts of specs that fit: over the whole language, and now and then one of `TEXTS`."""
-    written = [text for text in TEXTS if fits(parse_spec(f"spec t {text}"), architecture)]
-    drawn = meaningful_specs(architecture)
-    if written:
-        drawn = st.one_of(
-            drawn, drawn, st.sampled_from(written).map(lambda text: parse_spec(f"spec t {text}"))
-        )
-    return drawn.map(spec_text)
+    """Draw the texts of specs that fit: over the whole language, and now and then a written one."""
+    choices = [meaningful_specs(architecture)] * 2
+    for texts in (TEXTS, REFERENCES):
+        written = [spec for spec in map(_parsed, texts) if fits(spec, architecture)]
+        if written:
+            choices.append(st.sampled_from(written))
+    return st.one_of(choices).map(spec_text)
+
+
+def _parsed(text):
+    return parse_spec(f"spec t {text}")
 
 
 class Base:
