@@ -11,6 +11,8 @@ import click
 
 from bishare_dsl.cli import options
 from bishare_dsl.cli.report import Report, silence_libraries
+from bishare_dsl.diagnostics import AdapterError, BishareError
+from bishare_dsl.diagnostics.codes.adapter import FOLDER_EXISTS
 
 if TYPE_CHECKING:
     from bishare_dsl.verify.judge import Verdict
@@ -35,7 +37,13 @@ if TYPE_CHECKING:
 @click.option("--name", help="Name of the adapter on the server; by default that of its folder.")
 @click.option("--base", help="Name of the base on the server; by default the first model listed.")
 @click.option("--card", "cards", multiple=True, type=Path, metavar="FILE", help="A probe card.")
-@click.option("--write-card", "out", type=Path, metavar="FILE", help="Write the adapter's card.")
+@click.option(
+    "--write-card",
+    "out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the adapter's card.",
+)
 @click.option("--timeout", default=120.0, metavar="SECONDS", help="For a request; 120 by default.")
 @click.option("--deadline", default=3600.0, metavar="SECONDS", help="For all; 3600 by default.")
 @click.pass_obj
@@ -69,6 +77,8 @@ def command(
     _check_sources(places, model, cards, urls)
     if len(places) + len(cards) > 1 and (name or out):
         raise click.UsageError("--name and --write-card are for one adapter")
+    if out is not None:
+        _check_place(out)
     if len(places) == 1:
         ((label, place),) = places.items()
         _check_files(place)
@@ -87,6 +97,23 @@ def _check_sources(
     by_card = bool(cards and urls and not places)
     if not by_model and not by_card:
         raise click.UsageError("give adapters and --model, or --card and --server")
+
+
+def _check_place(out: Path) -> None:
+    """Check that a card replaces a card, or an empty file, and nothing else.
+
+    Raises:
+        AdapterError: another file is there (BS618).
+    """
+    from bishare_dsl.verify.card import read_card
+
+    if not out.is_file() or out.stat().st_size == 0:
+        return
+    try:
+        read_card(out)
+    except BishareError:
+        help = "give another `--write-card`: it is no card"
+        raise AdapterError(FOLDER_EXISTS(folder=out, help=help)) from None
 
 
 def _check_files(place: Path) -> None:

@@ -44,10 +44,11 @@ COMMANDS = {
     "fit into a library": "fit third --library OUT --force",
     "fit into a library in the place of another": "fit other --library OUT --force",
     "show": "show s.share --model base --out OUT",
+    "verify": "verify adapter --model base --write-card OUT",
     "fmt": "fmt OUT",
 }
 
-OUT = {"show": "out.svg"}
+OUT = {"show": "out.svg", "verify": "card.json"}
 
 NEW = sorted(name for name in COMMANDS if name != "fmt" and not name.startswith("fit into"))
 """Those that need nothing at the place."""
@@ -192,7 +193,7 @@ def points(name, made, folder, act, events=CHANGES):
 ONTO_NOTHING = {
     "fit": "fit lora --spec s.share --model base --out OUT",
     "fit into a copy": "fit third --library lib --out OUT",
-    **{name: COMMANDS[name] for name in NEW if name not in ("show", "convert several")},
+    **{name: COMMANDS[name] for name in NEW if name not in (*OUT, "convert several")},
 }
 AGAIN = ("fit", "fit into a copy", "fit of a library", "compile", "convert for bishare")
 APPEARS = [

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bishare_dsl.cli.main import main
 from bishare_dsl.verify.card import MOST_BYTES, Card, read_card
 from bishare_dsl.verify.judge import Verdict, judge
 from bishare_dsl.verify.server import Server
@@ -24,8 +25,6 @@ def several(base):
 
 @pytest.fixture(scope="module")
 def card(base, several):
-    from bishare_dsl.cli.main import main
-
     path = several[0].parent / "card.json"
     assert main(["verify", str(several[0]), "--model", str(base), "--write-card", str(path)]) == 0
     return path
@@ -162,3 +161,23 @@ def test_the_fixture_for_the_tests_of_an_engine(engine, card, assert_applied):
 def test_the_published_schema_is_that_of_the_code():
     path = Path(__file__).parents[2] / "docs" / "probe-card.schema.json"
     assert json.loads(path.read_text("utf-8")) == Card.model_json_schema()
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\x89PNG", None])
+def test_a_card_replaces_a_card_and_no_other_file(base, several, card, tmp_path, capsys, content):
+    place = tmp_path / "card.json"
+    place.write_bytes(card.read_bytes() if content is None else content)
+    before = place.read_bytes()
+    command = ["verify", str(several[1]), "--model", str(base), "--write-card", str(place)]
+    code = main(command)
+    if content:
+        assert code == 2
+        error = capsys.readouterr().err
+        assert "error[BS618]" in error
+        assert "it is no card" in error
+        assert "loading" not in error  # It is refused before the first step.
+        assert place.read_bytes() == before
+    else:
+        assert code == 0
+        assert read_card(place).adapter == several[1].name
+    assert main([*command[:-1], str(tmp_path)]) == 2  # A folder is none, either.
