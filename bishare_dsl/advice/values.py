@@ -35,9 +35,7 @@ _FAULTS = {
     Fault.ZERO_SCALE: "`rank 0` leaves a share out",
     Fault.ZERO_SCALE_AT_SITE: "`where` leaves modules out, and so does a rank of 0",
     Fault.NO_CONDITION: "a condition compares numbers by `==`, `<` or `in`",
-    Fault.NO_CONDITION_IN_LET: (
-        "compare it by `==`; a number is a `param`, or written out if it reads `layer`"
-    ),
+    Fault.NO_CONDITION_IN_LET: "compare it by `==`; a number is a `param`",
     Fault.NO_MODULE: "write a number or a param; `where`, `per` and `match` tell modules apart",
     Fault.NEEDLESS_PART: "the other parts tell modules apart",
     Fault.ALWAYS_HOLDS: "write `and` where both must hold",

@@ -195,6 +195,10 @@ def _keys(spec: m.Spec) -> Iterator[Problem]:
             for j, part in enumerate(key):
                 loc: Loc = ("shares", i, *place, j)
                 names = {name for name, _ in names_read(part, params, "key")}
+                for let in reversed(spec.lets):
+                    if let.value is not None and let.name in names:
+                        names.remove(let.name)
+                        names |= {name for name, _ in names_read(let.value, params, "word")}
                 match part:
                     case m.Ref(ref="none"):
                         fact = UnknownName("none", "key", frozenset({*m.ATTRIBUTES, "model"}))

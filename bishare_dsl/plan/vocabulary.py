@@ -22,11 +22,13 @@ from bishare_dsl.spec.walk import Mention
 
 def key_value(scope: Scope, part: m.Expression, loc: Loc = ()) -> Value:
     """Return the value of a part of a key at a site: a let or a kind is true or false there."""
-    if isinstance(part, m.Ref) and part.ref not in scope.values:
+    if isinstance(part, m.Ref) and part.ref not in {*scope.values, *scope.named}:
         return scope.holds(part)
     try:
         return scope.value(part, loc)
     except EvaluationError as error:
+        if isinstance(part, m.Ref) and part.ref in scope.named:
+            part, _ = scope.named[part.ref]
         raise EvaluationError(without_value(error.problem, part, scope)) from error
 
 
@@ -96,6 +98,8 @@ class Vocabulary(Record):
         part = mention.part
         if isinstance(part, m.Ref | m.Range) or mention.loc[-2] not in ("include", "exclude"):
             return
+        if mention.purpose != "condition":
+            return  # It is the value that a let names.
         true, false = self.site_sets.partition(part)
         for i in sorted(among - true - false)[:1]:
             try:
@@ -132,6 +136,9 @@ class Vocabulary(Record):
         any_holds, scopes = self.site_sets.any_holds, self.site_sets.scopes
         match part:
             case m.Ref(ref=name):
+                if scopes and name in scopes[0].named:
+                    any_holds(part, loc)  # Raises if it is never a condition.
+                    return
                 lets = scopes[0].lets if scopes else {}
                 known = any_holds(part) if name in self.parts else name in lets
                 if not known and name not in self.kinds:

@@ -61,14 +61,15 @@ class Scope(Record):
     """The meaning of bare names at one site.
 
     ``values`` holds params, the site's attributes and ``rank``. ``lets`` says whether each let selects
-    the site; any other name in a condition is a kind. ``layers`` resolves negative layers. Globs skip a
-    site that is ``by_name``.
+    the site; any other name in a condition is a kind. ``named`` holds the lets that name a value, with
+    their locations. ``layers`` resolves negative layers. Globs skip a site that is ``by_name``.
     """
 
     values: Mapping[str, Value]
     lets: dict[str, bool] = field(default_factory=dict)
     layers: int = 0
     by_name: bool = False
+    named: dict[str, tuple[m.Expression, Loc]] = field(default_factory=dict)
 
     @property
     def where(self) -> str:
@@ -92,6 +93,8 @@ class Scope(Record):
                 if name in self.values:
                     value = self.values[name]
                     return value if isinstance(value, str) else _bounded(value, loc)
+                if name in self.named:
+                    return self.value(*self.named[name])
                 return self.lets.get(name, name)
             case m.Binary(op=op, left=left, right=right):
                 lhs = self.number(left, (*loc, "left"))
@@ -181,6 +184,8 @@ class Scope(Record):
             case m.Ref(ref=name):
                 if name in self.lets:
                     return self.lets[name]
+                if name in self.named:
+                    return self._named_condition(name, loc)
                 return self.attribute("kind", loc) == name
             case m.Match(attribute=attribute, pattern=pattern):
                 if predicate.is_glob and self.by_name:
@@ -207,11 +212,23 @@ class Scope(Record):
             case m.Cases():
                 return self.holds(*self.result(predicate, loc))
             case _:
-                if names := _names(predicate):
+                if names := m.joined_names(predicate):
                     raise EvaluationError(self._a_list(predicate, names, loc))
                 why = "a number is neither true nor false"
                 fact = Fault.NO_CONDITION_IN_LET if loc[:1] == ("lets",) else Fault.NO_CONDITION
                 raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, fact=fact))
+
+    def _named_condition(self, name: str, loc: Loc) -> bool:
+        """Return the value of a let that must be a condition.
+
+        Raises:
+            EvaluationError: BS210, as it is a number or a word.
+        """
+        value = self.value(*self.named[name])
+        if isinstance(value, bool):
+            return value
+        why = f"`{name}` is {value} here, which is neither true nor false"
+        raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, fact=Fault.NO_CONDITION))
 
     def _a_list(self, part: m.Expression, names: list[str], loc: Loc) -> Problem:
         """Return the problem of names that are joined by the sign of an operation."""
@@ -272,17 +289,6 @@ class Scope(Record):
         if not isinstance(value, str) and value < 0 and _is_layer(subject):
             return value + self.layers
         return value
-
-
-def _names(part: m.Expression) -> list[str]:
-    """Return the names of a list that was parsed as arithmetic, such as ``q_proj + v_proj``, if it is one."""
-    match part:
-        case m.Ref(ref=name):
-            return [name]
-        case m.Binary(left=left, right=right) if after := _names(right):
-            before = _names(left)
-            return [*before, *after] if before or left == 0 else []
-    return []
 
 
 def _is_layer(part: m.Expression) -> bool:

@@ -218,5 +218,31 @@ class Selection(Node):
     exclude: tuple[Expression, ...] = ()
 
 
+def has_value(part: Expression) -> bool:
+    """Return whether an expression is a value that differs between modules, and not a condition."""
+    match part:
+        case Cases() | Call():
+            return True
+        case Binary():
+            return not joined_names(part)
+        case If(then=then, otherwise=otherwise):
+            return any(isinstance(x, int | float) or has_value(x) for x in (then, otherwise))
+        case _:
+            return False
+
+
+def joined_names(part: Expression) -> list[str]:
+    """Return the names of a list that was parsed as arithmetic, such as ``q_proj + v_proj``, if it is one."""
+    match part:
+        case Ref(ref=name):
+            return [name]
+        case Binary(left=left, right=right):
+            after = joined_names(right)
+            before = joined_names(left)
+            if after and (before or left == 0):
+                return [*before, *after]
+    return []
+
+
 Condition = Expression | Selection
 """A condition that is true or false for a site."""

@@ -25,7 +25,16 @@ class SiteSets:
         self._partitions: dict[int, tuple[m.Condition, Set[int], Set[int]]] = {}
         self._groups_by_names: dict[frozenset[str], list[list[int]]] = {}
         self._lets: dict[str, Set[int]] = {}
-        for let in lets:  # In order, since a let may refer only to lets above it.
+        self._named: dict[str, m.Expression] = {}
+        for number, let in enumerate(
+            lets
+        ):  # In order, since a let may refer only to lets above it.
+            if let.value is not None:
+                self._named[let.name] = let.value
+                loc: Loc = ("lets", number, "selection", "include", 0)
+                for scope in scopes:
+                    scope.named[let.name] = (let.value, loc)
+                continue
             selected = self._lets[let.name] = self.partition(let.selection)[0]
             for i, scope in enumerate(scopes):
                 scope.lets[let.name] = i in selected
@@ -39,8 +48,7 @@ class SiteSets:
         of a bare
         name: in a condition it is never a param.
         """
-        params = self.scopes[0].values.keys() - {*m.ATTRIBUTES} if self.scopes else set()
-        read = [*names_read(part, params, purpose)]  # Params are equal everywhere.
+        read = self._read(part, purpose)
         names = frozenset(name for name, _ in read)
         if any(of in ("condition", "part") for _, of in read):  # Names other than lets are kinds.
             names |= {"kind"}
@@ -54,6 +62,17 @@ class SiteSets:
             return self._groups_by_names[names]
         inside = ([i for i in group if i in among] for group in self._groups_by_names[names])
         return sorted(group for group in inside if group)
+
+    def _read(self, part: object, purpose: Purpose) -> list[tuple[str, Purpose]]:
+        """Return the names that an expression reads, also in lets that name values."""
+        params = self.scopes[0].values.keys() - {*m.ATTRIBUTES} if self.scopes else set()
+        read: list[tuple[str, Purpose]] = []
+        for name, of in names_read(part, params, purpose):  # Params are equal everywhere.
+            if name in self._named:
+                read += self._read(self._named[name], "word")
+            else:
+                read.append((name, of))
+        return read
 
     def partition(self, condition: m.Condition) -> tuple[Set[int], Set[int]]:
         """Return the sites where a condition is true, and where it is false. Elsewhere it has no value."""

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from bishare_dsl.diagnostics import Loc, Problem, SpecError, raise_errors
 from bishare_dsl.diagnostics.codes import spec as codes
 from bishare_dsl.spec.evaluate import EvaluationError, Scope
-from bishare_dsl.spec.expression import Expression, Node, Number, Ref, Selection
+from bishare_dsl.spec.expression import Expression, Node, Number, Ref, Selection, has_value
 from bishare_dsl.spec.facts import UnknownName
 
 Singular = Literal["svd", "svd_bottom", "svd_vectors", "svd_vectors_bottom", "svd_scaled"]
@@ -56,10 +56,21 @@ class Param(Node):
 
 
 class Let(Node):
-    """``let mlp = gate_proj, up_proj, down_proj``: a name for a selection."""
+    """``let mlp = gate_proj, up_proj, down_proj``: a name for a selection.
+
+    A selection of one expression with a value, such as a ``match`` or ``layer // 8``, names that value.
+    """
 
     name: str
     selection: Selection
+
+    @property
+    def value(self) -> Expression | None:
+        """The expression whose value it names; None if it selects modules."""
+        if len(self.selection.include) != 1 or self.selection.exclude:
+            return None
+        (part,) = self.selection.include
+        return part if has_value(part) else None
 
 
 class Step(Node):

@@ -141,7 +141,11 @@ def _add(
         _add(found, part.condition, "condition", (*loc, "condition"), domain)
         _add(found, part.then, purpose, (*loc, "then"), domain)
         _add(found, part.otherwise, purpose, (*loc, "otherwise"), domain)
+    elif isinstance(part, Let) and part.value is not None:
+        _add(found, part.value, "key", (*loc, "selection", "include", 0), "let")
     elif isinstance(part, m.Cases):
+        # A key may have words of its own.
+        purpose = "word" if purpose == "key" else purpose
         _add(found, part.subject, "subject", (*loc, "subject"), domain)
         for i, arm in enumerate(part.arms):
             at = (*loc, "arms", i)

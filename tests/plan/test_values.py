@@ -2,7 +2,7 @@
 
 import pytest
 
-from bishare_dsl.language import parse_spec
+from bishare_dsl.language import parse_spec, spec_text
 from bishare_dsl.models import preset
 from bishare_dsl.plan import build_plan
 
@@ -112,3 +112,58 @@ def test_start_of_each_scale_is_that_part_of_the_weight():
         if not term.share.endswith(".start"):
             amounts = {plan.tensor[name].amount for name in term.tensors.values()}
             assert amounts == {term.scale**-0.5}
+
+
+GROUP = "let group = match layer { 0..1: 0; 2..29: 1; else: 2 }"
+
+
+def planned(lets, share):
+    plan, problems = build_plan(parse_spec(f"{HEAD}{lets}\n{share}"), preset("llama-7b"))
+    return plan, [p for p in problems if p.code != "BS213"]
+
+
+def test_let_names_a_key_and_its_tensors():
+    plan, problems = planned(GROUP, "share s per group, kind rank 4")
+    assert problems == []
+    kinds = ("q_proj", "v_proj", "up_proj")
+    names = {
+        f"s.group_{group}.{kind}.{role}" for group in range(3) for kind in kinds for role in "AB"
+    }
+    assert {tensor.name for tensor in plan.tensors} == names
+    members = {pool.tensor: len(pool.members) for pool in plan.pools}
+    assert [members[f"s.group_{group}.q_proj.A"] for group in range(3)] == [2, 28, 2]
+
+
+def test_new_arm_of_a_named_key_renames_no_other_tensor():
+    more = "let group = match layer { 0..1: 0; 2..20: 1; 21..29: 3; else: 2 }"
+    fewer, _ = planned(GROUP, "share s per group, kind rank 4")
+    plan, _ = planned(more, "share s per group, kind rank 4")
+    assert set(fewer.tensor) <= set(plan.tensor)
+
+
+@pytest.mark.parametrize(
+    ("lets", "share", "same"),
+    [
+        (GROUP, "share s where group == 1 per module rank 4", "share s where layer in 2..29 per module rank 4"),
+        (GROUP, "share s per module rank 1 + group", "share s per module rank 3 - 2 * (layer < 2) - (layer in 2..29)"),
+        ("let half = layer // 16", "share s per module rank match half { 0: 2; 1: 4 }", "share s per module rank 2 if layer < 16 else 4"),
+        ("let n = 1 if late else 2", "share s per module rank 4 scale n", "share s per module rank 4 scale 1 if late else 2"),
+        ("let a = layer // 8\nlet b = a % 2", "share s where b == 1 per module rank 2", "share s where layer // 8 % 2 == 1 per module rank 2"),
+    ],
+)  # fmt: skip
+def test_named_value_is_the_value_wherever_it_stands(lets, share, same):
+    plan, _ = planned(lets, share)
+    expected, _ = planned("", same)
+    assert plan.terms == expected.terms
+
+
+def test_words_of_a_named_key():
+    lets = "let group = match layer { 0..1: early; else: late_ones }"
+    plan, problems = planned(lets, "share s per group, kind rank 4")
+    assert problems == []
+    assert "s.early.q_proj.A" in plan.tensor
+
+
+def test_text_of_a_named_key():
+    spec = parse_spec(f"{HEAD}{GROUP}\nshare s per group, kind rank 4\n")
+    assert parse_spec(spec_text(spec)) == spec

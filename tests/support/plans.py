@@ -18,7 +18,8 @@ from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.models.site import Architecture, block_of
 from bishare_dsl.plan.build import build_plan
-from bishare_dsl.plan.select import Sites, attributes
+from bishare_dsl.plan.select import Sites
+from bishare_dsl.plan.vocabulary import key_value
 from bishare_dsl.spec import (
     ATTRIBUTES,
     And,
@@ -195,7 +196,7 @@ class _Drawing:
                 Member(value=EXPERT, among=(site.expert,)),
                 Member(value=EXPERT, among=(Range(first=0, last=site.expert),)),
             ]
-        names = [Ref(ref=let.name) for let in self.lets]
+        names = [Ref(ref=let.name) for let in self.lets if let.value is None]
         atoms += [name for name in names if any(scope.holds(name) for scope in scopes)]
         return self.any(*atoms)
 
@@ -231,6 +232,7 @@ class _Drawing:
             Binary(op="%", left=LAYER, right=2),
             self.atom(sites),
         ]
+        keys += [Ref(ref=let.name) for let in self.lets if let.value is not None]
         if any(site.expert is not None for site in sites):
             keys.append(EXPERT)
         if all(site.expert is not None for site in sites):
@@ -267,6 +269,13 @@ class _Drawing:
             If(then=1, condition=self.atom(sites), otherwise=other),
             Cases(subject=KIND, arms=(arm,), otherwise=RANK),
         )
+
+    def group(self):
+        """Generate the value that a let names, to use as a key."""
+        first = Arm(values=(0,), result=self.any(0, Ref(ref="early")))
+        by_layer = Cases(subject=LAYER, arms=(first,), otherwise=self.any(1, Ref(ref="late")))
+        by_word = If(then=1, condition=self.atom(self.architecture.sites), otherwise=2)
+        return self.any(by_layer, by_word, Binary(op="//", left=LAYER, right=2))
 
     def settings(self, sites):
         """Generate scale, alpha, dropout (always 0) and initialisers."""
@@ -435,12 +444,7 @@ class _Drawing:
         pools = {}
         for site, scope in zip(sites, self.scopes(sites), strict=True):
             for factor, key, width in zip("AB", keys, (site.d_in, site.d_out), strict=True):
-                values = (
-                    scope.value(part)
-                    if not isinstance(part, Ref) or part.ref in attributes(site)
-                    else scope.holds(part)
-                    for part in key
-                )
+                values = [key_value(scope, part) for part in key]
                 pools.setdefault((factor, *values), set()).add(width)
         return any(len(widths) > 1 for widths in pools.values())
 
@@ -458,6 +462,8 @@ def meaningful_specs(draw, architecture):
     for index in range(drawing.any(0, 1, 2)):
         drawing.lets.append(Let(name=f"let_{index}", selection=drawing.selection(sites)))
     everything = Selection(include=tuple(Ref(ref=kind) for kind in architecture.kinds))
+    if drawing.any(False, True):
+        drawing.lets.append(Let(name="group", selection=Selection(include=(drawing.group(),))))
     target = drawing.any(everything, drawing.selection(sites))
     targets = drawing.selected(sites, target)
     count = draw(st.integers(1, 3))
