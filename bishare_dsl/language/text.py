@@ -80,7 +80,8 @@ def _clauses(part: m.Settings) -> Iterator[str]:
     if isinstance(part, m.Share):
         of_roles = {role: f"per {_said('per', key)}" for role, key in part.keys.items()}
         of_roles |= {role: _reference(to) for role, to in part.references.items()}
-    roles = sorted(of_roles)
+    # The plan has the tensors of other roles in the order of their keys.
+    roles = sorted(of_roles, key=lambda role: {"A": 0, "B": 1}.get(role, 2))
     words = [*CLAUSES]
     if roles and roles[0] not in ("A", "B"):
         # A name after a condition could continue it, as in `where kind core per layer`.

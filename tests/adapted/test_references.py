@@ -10,74 +10,12 @@ from bishare_dsl.diagnostics import AdapterError, PlanError
 from bishare_dsl.fit.fit import fit
 from bishare_dsl.language import parse_spec
 from bishare_dsl.testing.models import tiny_model
-from tests.batched.test_batches import IDS, close, filled, logits_alone
+from tests.batched.test_batches import IDS
 from tests.models.test_weights import mixture
 from tests.support import checks
 from tests.support.families import TINY_FAMILIES, TINY_TOWERS
+from tests.support.forms import MODULES, spec_of
 from tests.support.stored import load_stored
-
-MODULES = "target gate_proj, up_proj, down_proj, q_proj, o_proj\n"
-SPECS = {
-    "of the owner's key": """
-        share up    per layer             rank 4  where gate_proj, up_proj
-        share down  A per layer  B is up.A  rank 4  where down_proj  init A zeros
-        """,
-    "of the next layer": """
-        share read   per layer                             rank 4  where q_proj
-        share write  A per module  B per layer + 1 is read.A  rank 4
-            where o_proj and layer < layers - 1
-            init A zeros
-        """,
-    "of one layer": """
-        share s  per layer                     rank 2  where q_proj
-        share t  A per 1 is s.A  B per layer  rank 2  where q_proj
-        """,
-    "of each other": """
-        share up    A per layer    B is down.A  rank 4  where up_proj    init A zeros
-        share down  A per layer    B is up.A    rank 4  where down_proj  init A normal
-        """,
-    "of one share": """
-        share s  A per layer  B is A  core per module  rank 4  where q_proj, o_proj  via Core
-        """,
-    "both": """
-        share s  per layer        rank 4  where gate_proj
-        share t  A is s.B  B is s.A  rank 4  where down_proj
-        """,
-    "private tensors": """
-        share s  per layer            rank 4  via Core  where q_proj
-        share t  per layer  core per module is s.core  rank 4  via Core  where q_proj
-        """,
-    "kernels": """
-        share s  per layer             rank 4  via KE(size = 4)
-        share t  per layer  K_A is s.K_A  rank 4  via KE(size = 4)
-        """,
-    "between chains": """
-        share s  per model            rank 4  via A SS then Loadings(vectors = 6) as mixed, B SS
-        share t  per model  mixed is s.mixed  rank 4
-            via A SS then Loadings(vectors = 6) as mixed, B SS
-        """,
-    "frozen tensors": """
-        share s  A per model   B per module  rank 4  freeze A      where q_proj
-        share t  A per module  B is s.A      rank 4  init A zeros  where o_proj
-        """,
-    "beside a magnitude": """
-        share s  per layer              rank 4  where q_proj
-        share t  A per module  B is s.A  rank 4  where o_proj  init A zeros
-        magnitude per module
-        """,
-}
-
-
-def spec_of(name):
-    return f"spec s\n{MODULES}{SPECS[name]}"
-
-
-@pytest.mark.parametrize("name", SPECS)
-def test_every_invariant(name):
-    """Fresh, counted, equal to the dense reference in float64, saved once, merged, exported, seeded."""
-    spec, model = parse_spec(spec_of(name)), tiny_model("llama", num_hidden_layers=3)
-    checks.check_spec(spec, model)
-    checks.check_against_reference(spec, model, dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "qwen3_moe"])
@@ -119,34 +57,6 @@ def test_head_and_embedding():
     text = text.replace("share head per kind", "share head per model")
     text = text.replace("A per lm_head is head.B", "A is head.B")
     checks.check_spec(parse_spec(text), tiny_model("llama", tie_word_embeddings=False))
-
-
-def gradients(model):
-    model.zero_grad()
-    model(IDS, labels=IDS, use_cache=False).loss.backward()
-    return {name: tensor.grad.clone() for name, tensor in model.bishare.tensors().items()}
-
-
-@pytest.mark.parametrize("name", ["of the next layer", "of one share", "between chains"])
-def test_checkpointing_computes_the_same_gradients(name):
-    model = compile_spec(spec_of(name), tiny_model("llama", num_hidden_layers=3)).train()
-    checks.randomize(model)
-    expected = gradients(model)
-    assert all(gradient.any() for gradient in expected.values())
-    model.enable_input_require_grads()
-    for reentrant in (False, True):
-        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-        for tensor, gradient in gradients(model).items():
-            torch.testing.assert_close(gradient, expected[tensor], rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", ["of the next layer", "of each other", "of one share", "kernels"])
-@torch.no_grad()
-def test_a_row_of_a_mixed_batch_is_as_if_alone(name):
-    text = spec_of(name)
-    model = filled(tiny_model("llama", num_hidden_layers=3), {"a": text, "b": text})
-    names = ["a", "b", None, "a"]
-    close(model(IDS, adapter_names=names).logits, logits_alone(model, names))
 
 
 def test_it_is_one_parameter_and_one_row_of_the_file(tmp_path):

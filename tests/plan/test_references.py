@@ -94,3 +94,13 @@ def test_the_module_that_holds_it_contains_every_user():
     owners = {tensor.name: tensor.owner for tensor in plan.tensors}
     assert owners["read.layer_0.A"] == "model.layers.0.self_attn"
     assert owners["read.layer_1.A"] in ("", "model", "model.layers")
+
+
+def test_a_text_keeps_the_order_of_keys_which_is_that_of_the_tensors():
+    """Keys other than of A and B were written by name, and the text then gave another plan than the spec."""
+    spec = parse_spec(
+        "spec s target q_proj share s per in by_layer per layer by_kind per kind rank 3 "
+        "via Core as by_layer then Core as by_kind init by_kind normal"
+    )
+    plan = plan_spec(spec, "llama-7b")
+    assert plan_spec(spec_text(spec), "llama-7b").digest == plan.digest
