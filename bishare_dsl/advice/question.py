@@ -23,20 +23,52 @@ class Remedy(Record):
     edits: tuple[Edit, ...] = ()
 
 
+class SpecOnModel(Record):
+    """A spec and a model, whose sites are computed once for all problems.
+
+    Attributes:
+        spec: the spec, or None if the text cannot be read.
+        architecture: the model, or None without one.
+    """
+
+    spec: m.Spec | None = None
+    architecture: Architecture | None = None
+
+    @cached_property
+    def sites(self) -> Sites | None:
+        """The model's sites with the names of the spec."""
+        if self.spec is None or self.architecture is None:
+            return None
+        return Sites(self.spec, self.architecture)
+
+
 class Question(Record):
     """A problem, and what surrounds it.
 
     Attributes:
         problem: the problem.
         where: the text, or None if the spec was built in Python.
-        spec: the spec, or None if the text cannot be read.
-        architecture: the model, or None without one.
+        subject: the spec and the model.
     """
 
     problem: Problem
-    where: SourceMap | None = None
-    spec: m.Spec | None = None
-    architecture: Architecture | None = None
+    where: SourceMap | None
+    subject: SpecOnModel
+
+    @property
+    def spec(self) -> m.Spec | None:
+        """The spec, or None if the text cannot be read."""
+        return self.subject.spec
+
+    @property
+    def architecture(self) -> Architecture | None:
+        """The model, or None without one."""
+        return self.subject.architecture
+
+    @property
+    def sites(self) -> Sites | None:
+        """The model's sites with the names of the spec."""
+        return self.subject.sites
 
     @property
     def loc(self) -> Loc:
@@ -57,13 +89,6 @@ class Question(Record):
     def written(self) -> str:
         """The text of the faulty part; empty if it has none."""
         return self.text_of(self.span) if self.span is not None else ""
-
-    @cached_property
-    def sites(self) -> Sites | None:
-        """The model's sites with the names of the spec."""
-        if self.spec is None or self.architecture is None:
-            return None
-        return Sites(self.spec, self.architecture)
 
     def span_of(self, loc: Loc) -> Span | None:
         """Return the span of a part of the spec in this text."""

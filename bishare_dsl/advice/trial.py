@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from bishare_dsl import spec as m
-from bishare_dsl.advice.question import Question, Remedy
+from bishare_dsl.advice.question import Question, Remedy, SpecOnModel
 from bishare_dsl.advice.remedies import remedies_for
 from bishare_dsl.diagnostics import BishareError, Edit, Problem, SourceMap
 from bishare_dsl.diagnostics.record import Record
@@ -107,12 +107,13 @@ def advise(
     if where is not None and len(where.source.text) <= LONGEST:
         trials = Trials(where, architecture, params or {}, allow_use)
         before = trials.score(where.source.text)
+    subject = SpecOnModel(spec, architecture)
     advised = []
     for i, problem in enumerate(problems):
         if problem.fact is None:
             advised.append(problem)
             continue
-        question = Question(problem, where, spec, architecture)
+        question = Question(problem, where, subject)
         remedies = remedies_for(question)
         if trials is None or before is None:
             remedy = next(iter(remedies), None)

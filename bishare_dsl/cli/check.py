@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _SHAPES = "llama-7b"
 """The shapes on which to show what a spec shares if no model is given."""
+_MOST_SHARES = 100
+"""What more shares share is not shown on such shapes."""
 
 
 @click.command(
@@ -105,8 +107,14 @@ def _check(file: str, architecture: Architecture | None, report: Report) -> Reso
 
         problems = [*warn_of_outdented(spec, where), *check_spec(spec)]
         report.all(advise(problems, where, spec=spec, allow_use=report.allow_use), where)
+        if report.errors:
+            return None
+        if len(spec.shares) > _MOST_SHARES:
+            count = f"{len(spec.shares):,}"
+            report.note(f"{file} has {count} shares: give `--model` to see what they share")
+            return None
         with suppress(BishareError):
-            return None if report.errors else make_plan(spec, _SHAPES)
+            return make_plan(spec, _SHAPES)
         report.note(f"{file} does not fit {_SHAPES}: give `--model` to see what is shared")
     except BishareError as error:
         report.error(error, where)

@@ -10,7 +10,7 @@ from bishare_dsl.plan.file_bytes import file_bytes
 from bishare_dsl.show import rows
 from bishare_dsl.show.rows import BYTES, mib, span
 from bishare_dsl.show.shared import shared_data, told
-from bishare_dsl.show.table import Table
+from bishare_dsl.show.table import Table, folded
 
 if TYPE_CHECKING:
     from bishare_dsl.plan import Plan
@@ -84,7 +84,7 @@ def as_parts(plan: Plan, spec: Spec | None = None) -> list[str | Table]:
         first += "\n" + escaped(f"params: {params}")
     tables = [*told(plan, spec)]
     if plan.terms:
-        tables += [by_role, by_kind]
+        tables += [folded(by_role), by_kind]
     if plan.trained:
         tables.append(in_full)
     last = [_adapter_size(plan)]

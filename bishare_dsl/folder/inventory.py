@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from stat import S_ISREG
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
@@ -94,7 +95,7 @@ def list_adapters(folder: Path) -> Iterator[Listed | Shared]:
         if config.adapters is None:
             yield _listed(folder, TENSORS, **described)
             return
-        numbers, size = _tensors(place, TENSORS)
+        numbers, size, _ = _tensors(place, TENSORS)
         names = [member] if member else [*config.adapters]
         for name in names:
             try:
@@ -127,20 +128,28 @@ def _ranks_of(config: AdapterConfig) -> list[Any]:
 
 def _listed(folder: Path, file: str, name: str | None = None, **described: Any) -> Listed:
     """Describe an adapter by its tensor file; ``name`` is its name in a library."""
-    numbers, size = _tensors(folder, file)
+    numbers, size, date = _tensors(folder, file)
     return Listed(
         name=name or folder.resolve().name,
         place=str(folder) if name is None else f"{folder}#{name}",
         parameters=numbers,
         bytes=size if name else size + (folder / CONFIG).stat().st_size,
-        date=(folder / file).stat().st_mtime,
+        date=date,
         library=str(folder) if name else None,
         **described,
     )
 
 
-def _tensors(folder: Path, name: str) -> tuple[int, int]:
-    """Return the number of values in a tensor file, and its bytes, from the header alone.
+class _TensorFile(NamedTuple):
+    """What the header and the system say of a tensor file."""
+
+    numbers: int
+    bytes: int
+    date: float
+
+
+def _tensors(folder: Path, name: str) -> _TensorFile:
+    """Return the number of values in a tensor file, its bytes and its date, from the header alone.
 
     Args:
         folder: of the file.
@@ -151,8 +160,13 @@ def _tensors(folder: Path, name: str) -> tuple[int, int]:
         SafetensorError: this is not a tensor file.
     """
     path = folder / name
-    if not path.is_file():
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"`{name}` is missing") from None
+    if not S_ISREG(status.st_mode):
         raise FileNotFoundError(f"`{name}` is missing")
     with safe_open(path, "numpy") as file:
         shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118
-    return sum(prod(shape) for shape in shapes), path.stat().st_size
+    numbers = sum(prod(shape) for shape in shapes)
+    return _TensorFile(numbers, status.st_size, status.st_mtime)

@@ -137,8 +137,11 @@ def _names(spec_settings: SpecSettings, sites: Sites) -> Iterator[Problem]:
     problems = sites.vocabulary.problems(asked)
     yield from problems
     # No later evaluation can then fail at a site.
+    faulty: set[Loc] = set()  # every part with a problem in it
+    for problem in problems:
+        faulty.update(problem.loc[:length] for length in range(len(problem.loc) + 1))
     for mention in asked:
-        if not any(problem.loc[: len(mention.loc)] == mention.loc for problem in problems):
+        if mention.loc not in faulty:
             yield from sites.vocabulary.without_value(mention, sites.domain_of(mention))
 
 

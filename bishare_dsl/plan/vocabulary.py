@@ -81,16 +81,21 @@ class Vocabulary(Record):
         Parts of an expression that was already reported are skipped.
         """
         reported: list[Problem] = []
+        locs: set[Loc] = set()
+        seen: set[tuple[Loc, str]] = set()  # what contains a problem, and its message
         for mention in asked:
-            if any(mention.loc[: len(problem.loc)] == problem.loc for problem in reported):
+            ends = range(len(mention.loc) + 1)
+            if not locs.isdisjoint(mention.loc[:end] for end in ends):
                 continue
             try:
                 new = [*self._unknown(mention.part, mention)]
             except EvaluationError as error:
                 new = [error.problem]
             # Report one of two equal problems in a condition.
-            seen = {(problem.loc[:-1], problem.message) for problem in reported}
-            reported += [one for one in new if (one.loc[:-1], one.message) not in seen]
+            new = [one for one in new if (one.loc[:-1], one.message) not in seen]
+            reported += new
+            locs.update(one.loc for one in new)
+            seen.update((one.loc[:-1], one.message) for one in new)
         return reported
 
     def without_value(self, mention: Mention, among: Set[int]) -> Iterator[Problem]:

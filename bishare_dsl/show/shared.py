@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import asdict
 from typing import Any
 
@@ -13,7 +13,7 @@ from bishare_dsl.plan.ranks import maximum_ranks
 from bishare_dsl.show import rows
 from bishare_dsl.show.places import Places
 from bishare_dsl.show.rows import ShareRow
-from bishare_dsl.show.table import Table
+from bishare_dsl.show.table import Table, folded, some_lines, some_names
 from bishare_dsl.spec import Binary, Ref, Spec
 from bishare_dsl.spec.walk import names_read
 from bishare_dsl.transforms import PLAIN
@@ -35,13 +35,19 @@ def shared_table(plan: Plan, told: Sequence[ShareRow]) -> Table:
         for row in told
     ]
     left = {0, *range(3, 3 + len(names))}
-    return Table(["share", "modules", "rank", *names, "numbers", "shared"], lines, left)
+    return folded(Table(["share", "modules", "rank", *names, "numbers", "shared"], lines, left))
 
 
-def conclusion(plan: Plan, spec: Spec | None, told: Sequence[ShareRow]) -> list[str]:
+def conclusion(
+    plan: Plan,
+    spec: Spec | None,
+    told: Sequence[ShareRow],
+    list_names: Callable[[Sequence[str]], str] = ", ".join,
+) -> list[str]:
     """Say how much of a plan is shared, then what its table does not say, a fact a line.
 
-    The ``spec`` says in addition what scales and options depend on.
+    The ``spec`` says in addition what scales and options depend on. ``list_names`` writes the names of
+    shares.
     """
     own = {row.name: row for row in told}
     said = [(name, fact) for name, row in own.items() for fact in row.facts]
@@ -49,7 +55,7 @@ def conclusion(plan: Plan, spec: Spec | None, told: Sequence[ShareRow]) -> list[
     for name, fact in (*said, *(_written(spec, own.keys()) if spec else ())):
         facts[fact].append(f"`{name}`")
     for fact, names in facts.items():
-        of_shares[", ".join(names)].append(fact)
+        of_shares[list_names(names)].append(fact)
     notes = [f"{names}: {'; '.join(about)}" for names, about in of_shares.items()]
     given = rows.bounds({_rank(terms, own.keys()) for terms in plan.terms_of.values()} - {0} or {0})
     highest = rows.rank_bounds({*maximum_ranks(plan).values()} - {0} or {0})
@@ -135,5 +141,5 @@ def told_lines(plan: Plan) -> list[str]:
 def told(plan: Plan, spec: Spec | None = None) -> list[str | Table]:
     """Return the table and what follows it, for a report."""
     found = rows.shares(plan)
-    lines = "\n".join(conclusion(plan, spec, found))
+    lines = "\n".join(some_lines(conclusion(plan, spec, found, some_names)))
     return [*[shared_table(plan, found)] * bool(found), lines]

@@ -12,6 +12,10 @@ from typing import NamedTuple, TextIO
 from bishare_dsl.diagnostics import escaped
 
 _GAP = "  "
+_MOST_ROWS = 40
+"""A longer table is folded."""
+_MOST_NAMES = 10
+"""Of more names in a line, the first are listed."""
 
 
 class Table(NamedTuple):
@@ -44,6 +48,41 @@ class Table(NamedTuple):
         align = {i: str.ljust if i in self.left else str.rjust for i in columns}
         rows = ([align[i](line[i], widths[i]) for i in columns] for line in lines)
         return "\n".join(_GAP.join(row).rstrip() for row in rows)
+
+
+def folded(table: Table) -> Table:
+    """Return a long table with one row for all rows that differ in their name alone.
+
+    The name is the first cell. If the result is long still, its end is a count.
+    """
+    if len(table.rows) <= _MOST_ROWS:
+        return table
+    names: dict[tuple[object, ...], list[object]] = {}
+    for name, *cells in table.rows:
+        names.setdefault(tuple(cells), []).append(name)
+    rows: list[list[object]] = []
+    for cells, equal in names.items():
+        name = equal[0] if len(equal) == 1 else f"{equal[0]} and {len(equal) - 1:,} like it"
+        rows.append([name, *cells])
+    left_out = len(rows) - _MOST_ROWS
+    if left_out > 0:
+        count = f"{left_out:,} more (--json has all)"
+        rows[_MOST_ROWS:] = [[count, *[""] * (len(table.head) - 1)]]
+    return Table(table.head, rows, table.left)
+
+
+def some_names(names: Sequence[str]) -> str:
+    """List names, of many the first and how many more there are."""
+    if len(names) <= _MOST_NAMES:
+        return ", ".join(names)
+    return f"{', '.join(names[:_MOST_NAMES])} and {len(names) - _MOST_NAMES:,} more"
+
+
+def some_lines(lines: Sequence[str]) -> list[str]:
+    """Return lines, of many the first and how many more there are."""
+    if len(lines) <= _MOST_ROWS:
+        return [*lines]
+    return [*lines[:_MOST_ROWS], f"{len(lines) - _MOST_ROWS:,} more lines (--json has all)"]
 
 
 def write_tables(parts: Iterable[str | Table], *, markdown: bool = False) -> str:

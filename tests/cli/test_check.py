@@ -92,3 +92,15 @@ def test_a_spec_uses_files_of_other_folders_with_the_user_s_word_alone(bishare, 
     assert "error[BS138]: `../base.share` is outside of the spec's folder" in run.out
     assert bishare("check", "own/main.share", "--allow-use").code == 0
     assert bishare("plan", "own/main.share", "--allow-use", "--model", "llama-7b").code == 0
+
+
+def test_many_shares_are_checked_and_not_planned_for_an_example(bishare, here):
+    shares = [f"share s{i} per module rank 1 where layer == {i % 32}" for i in range(101)]
+    lines = ["spec many", "target q_proj", *shares, ""]
+    (here / "many.share").write_text("\n".join(lines))
+    run = bishare("check", "many.share")
+    assert (run.code, run.out) == (0, "")
+    assert "many.share has 101 shares: give `--model` to see what they share" in run.err
+    assert "s0 and 100 like it" in bishare("check", "many.share", "--model", "llama-7b").out
+    (here / "many.share").write_text("\n".join(lines).replace("rank 1", "rank q"))
+    assert bishare("check", "many.share").out.count("error[BS201]") == 101

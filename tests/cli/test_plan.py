@@ -92,3 +92,19 @@ def test_two_specs_are_compared_by_plan(bishare):
     assert (run.code, run.out) == (2, "")
     assert "`bishare plan lora bishare_ss --model MODEL`" in run.err
     assert bishare("plan", "lora", "bishare_ss", "--model", "llama-7b").code == 0
+
+
+def test_a_plan_of_many_shares_is_summarised_and_whole_in_json(bishare, here):
+    shares = [f"share s{i} per module rank 1 where layer == {i % 32}" for i in range(300)]
+    (here / "many.share").write_text("\n".join(["spec many", "target q_proj, v_proj", *shares, ""]))
+    run = bishare("plan", "many.share", "--model", "llama-7b")
+    assert run.code == 0
+    assert len(run.out.splitlines()) < 70
+    assert run.out.count("s0 and 299 like it") == 3  # of the shares, and of A and B
+    assert "`s0`, `s1`, `s2`, `s3`, `s4`, `s5`, `s6`, `s7`, `s8`, `s9` and 290 more: scale 1" in (
+        " ".join(run.out.split())
+    )
+    plan = json.loads(bishare("plan", "many.share", "--model", "llama-7b", "--json").out)
+    assert len(plan["shares"]) == 300
+    assert len(plan["roles"]) == 600
+    assert "`s299`" in plan["conclusion"]

@@ -8,12 +8,18 @@ from typing import ClassVar
 
 import pytest
 
+from bishare_dsl import parse_spec
+from bishare_dsl.advice import advise
 from bishare_dsl.compiler import make_plan
+from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.diagnostics.codes import registry
 from bishare_dsl.models import inspect_model
+from bishare_dsl.plan import build_plan
+from bishare_dsl.plan.select import Sites
 from bishare_dsl.transforms import register
 from bishare_dsl.transforms.registry import _REGISTERED as registry_of_transforms
 from bishare_dsl.transforms.shipped.slice_sharing import SliceSharing
+from tests.support.calls import calls_of
 from tests.support.documents import answered, check_document, check_edits, edited
 from tests.support.families import tiny_model
 
@@ -123,3 +129,41 @@ def test_no_transform_is_advised_for_a_key_that_is_not_meant(key):
     problems, _ = problems_of(f"target q_proj, up_proj\nshare s per {key} rank 4")
     problem = next(problem for problem in problems if problem.code == "BS305")
     assert "via" not in problem.help
+
+
+@pytest.mark.parametrize("share", ["where q_porj", "where layer == 99", "where kind == q_porj"])
+def test_twice_as_many_wrong_shares_take_twice_as_many_calls(share):
+    """Of the plan and of the advice, without the trials, whose number is limited."""
+    model = inspect_model(tiny_model("llama"))
+    specs = {}
+    for count in (2, 200, 400):
+        lines = (f"share s{i} per module rank 2 {share}" for i in range(count))
+        specs[count] = parse_spec("\n".join(["spec many", "target q_proj", *lines, ""]))
+
+    def check(count):
+        with pytest.raises(BishareError) as error:
+            build_plan(specs[count], model)
+        advised = advise(error.value.problems, architecture=model, spec=specs[count])
+        assert len([problem for problem in advised if problem.help]) == count
+
+    check(2)  # Caches are filled.
+    assert calls_of(lambda: check(400)) < 2.2 * calls_of(lambda: check(200))
+
+
+def test_the_sites_of_a_model_are_read_once_for_all_problems(monkeypatch):
+    model = inspect_model(tiny_model("llama"))
+    lines = (f"share s{i} per module rank 2 where q_porj" for i in range(20))
+    spec = parse_spec("\n".join(["spec many", "target q_proj", *lines, ""]))
+    with pytest.raises(BishareError) as error:
+        build_plan(spec, model)
+    reads = []
+
+    class Counted(Sites):
+        def __init__(self, *arguments):
+            reads.append(arguments)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr("bishare_dsl.advice.question.Sites", Counted)
+    advised = advise(error.value.problems, architecture=model, spec=spec)
+    assert len([problem for problem in advised if "q_proj" in problem.help]) == 20
+    assert len(reads) == 1
