@@ -58,8 +58,8 @@ def folded(table: Table) -> Table:
     if len(table.rows) <= _MOST_ROWS:
         return table
     names: dict[tuple[object, ...], list[object]] = {}
-    for name, *cells in table.rows:
-        names.setdefault(tuple(cells), []).append(name)
+    for row in table.rows:
+        names.setdefault(tuple(row[1:]), []).append(row[0])
     rows: list[list[object]] = []
     for cells, equal in names.items():
         name = equal[0] if len(equal) == 1 else f"{equal[0]} and {len(equal) - 1:,} like it"
