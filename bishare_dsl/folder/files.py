@@ -51,7 +51,7 @@ from bishare_dsl.folder.contents import (
     own_of,
     reading,
 )
-from bishare_dsl.folder.groups import GROUPS
+from bishare_dsl.folder.groups import GROUPS, read_groups
 from bishare_dsl.folder.stacks import common_keys
 from bishare_dsl.folder.standing import CONFIG, TENSORS, Kind, obstacle_at
 from bishare_dsl.models.site import most_parameters
@@ -180,6 +180,7 @@ def add_to_library(
     began: AdapterConfig | None = None,
     seen: Standing = ANY,
     command: str | None = None,
+    newcomers: Mapping[str, str] = {},
 ) -> tuple[Problem, ...]:
     """Add adapters to a library, replacing those with the same names.
 
@@ -194,6 +195,8 @@ def add_to_library(
             still, and have the same adapters of these names.
         seen: what ``out`` may replace, as in `bishare_dsl.writing.new_folder`.
         command: the name of the command, if ``out`` is its result alone.
+        newcomers: the group of the library that adapters were taken from, by the name of the adapter; it is
+            recorded in ``out``.
 
     Returns:
         Warnings, as `save_library`, of the added adapters.
@@ -211,6 +214,9 @@ def add_to_library(
                 library = _library_in(folder, adapters, began)
                 _copy_others(out, new, *(path.name for path in folder.iterdir()))
                 _copy_others(folder, new)
+                groups = read_groups(folder)
+                if groups is not None and newcomers:
+                    replace_file(new / GROUPS, groups.joined_by(newcomers).text())
                 (new / MEMBERS).mkdir()
                 # Files, where the Hub's cache has links.
                 for file in (CONFIG, TENSORS, *map(own_file, library.config.adapters or ())):

@@ -42,6 +42,10 @@ class Groups(BaseModel):
         tasks = {group: theirs for group, theirs in self.tasks.items() if group in names}
         return self.model_copy(update={"tasks": tasks})
 
+    def joined_by(self, newcomers: Mapping[str, str]) -> Groups:
+        """Return the record with further adapters that were taken from groups."""
+        return self.model_copy(update={"newcomers": {**self.newcomers, **newcomers}})
+
     def text(self) -> bytes:
         """Return the content of the file."""
         return self.model_dump_json(indent=1).encode()

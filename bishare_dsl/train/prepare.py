@@ -227,13 +227,16 @@ def _steps_line(request: Request, steps: Steps, rate: float, plan: Plan) -> str:
     count = len(steps)
     text = f"{count:,} step{'' if count == 1 else 's'} of {steps.batch:,} examples"
     if request.several:
-        left = sum(not task.trains for task in steps.tasks)
+        sums = sum(not task.trains and task.begins != "group" for task in steps.tasks)
+        grouped = sum(task.begins == "group" for task in steps.tasks)
         adapters = f"adapters: {len(steps.tasks)} (`--together` trains one on all)"
-        if left:
+        if sums:
             adapters += (
-                f", {left} of them sums of members that do not train: `--max_steps` trains them"
+                f", {sums} of them sums of members that do not train: `--max_steps` trains them"
             )
-        if left == len(steps.tasks):
+        if grouped:
+            adapters += f", {grouped} of them groups as they are: `--start zero` trains"
+        if sums + grouped == len(steps.tasks):
             return adapters
         has_groups = any(task.members for task in steps.tasks)
         each = "each task of a group" if has_groups else "each"

@@ -110,10 +110,11 @@ class Settings(BaseModel):
     """N: With several tasks, the examples that go through the model at once; by default 32."""
     library: str | None = None
     """DIR: Add adapters to a library; the tensors that its adapters share stay frozen."""
-    start: Literal["zero", "mixture"] | None = None
-    """zero|mixture: Where new adapters of a library start: at zero, or at a sum of its members, weighted by
-    their losses. By default, with fewer than 16 examples and three members, it is that sum, untrained;
-    otherwise it starts at zero. --max_steps 0 does not train."""
+    start: Literal["zero", "mixture", "group"] | None = None
+    """zero|mixture|group: Where new adapters of a library start: at zero, or at a sum of members, weighted
+    by their losses. By default, with fewer than 16 examples and three members, it is that sum, untrained;
+    otherwise it starts at zero. In a library of groups, it is the nearest group by default, untrained.
+    --max_steps 0 does not train."""
     eval_data: str | None = None
     """FILE: Held-out examples, to evaluate on during training."""
     eval_split: float | None = Field(default=None, gt=0)
@@ -402,7 +403,7 @@ def _check_read(request: Request, before: Mapping[str, Any], names: Collection[s
         "data_split": local,
         "data_subset": local and alone,
         "eval_data_split": alone,
-        "start": restarted or (new_library and request.start == "mixture"),
+        "start": restarted or (new_library and request.start in ("mixture", "group")),
         "groups": regrouped,
         "max_steps": new_library and vars(request).get("max_steps") == 0,
     }

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from bishare_dsl.show.table import Table
 from bishare_dsl.train.data.encoding import DataReport
-from bishare_dsl.train.many.groups import GroupScores
+from bishare_dsl.train.many.groups import GroupChoice, GroupScores, choices_text
 
 EACH = {"loss": "losses", "eval_loss": "eval_losses", "eval_accuracy": "eval_accuracies"}
 """Keys of the log, with the keys under which a run of several tasks has the value of each task."""
@@ -71,6 +71,7 @@ class TrainResult:
         seconds: time since the run started or resumed.
         history: the Trainer's log.
         group_scores: how numbers of groups do, if they were asked for.
+        group_choices: the groups that new tasks of a library of groups take, by task.
     """
 
     folder: Path
@@ -86,6 +87,7 @@ class TrainResult:
     seconds: float
     history: Sequence[Mapping[str, Any]] = field(repr=False)
     group_scores: GroupScores | None = None
+    group_choices: Mapping[str, GroupChoice] = field(default_factory=dict)
 
     @property
     def loss_first(self) -> float:
@@ -115,6 +117,7 @@ class TrainResult:
         tasks = [asdict(task) for task in self.tasks]
         if self.group_scores is not None:
             plain["group_scores"] = asdict(self.group_scores)
+        plain["group_choices"] = {name: asdict(one) for name, one in self.group_choices.items()}
         return {**plain, "folder": str(self.folder), "tasks": tasks}
 
     def __str__(self) -> str:
@@ -147,6 +150,8 @@ class TrainResult:
             if self.accuracy is not None:
                 judge = f"bishare eval {few} {base} --data ...\n"
             parts.append(f"{judge}bishare merge {folder} {base} --out merged")
+        if self.group_choices:
+            parts.append(choices_text(self.group_choices))
         if self.group_scores is not None:
             parts.append(str(self.group_scores))
         return "\n\n".join(parts)

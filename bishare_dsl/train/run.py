@@ -45,7 +45,8 @@ from bishare_dsl.train.folder import (
 from bishare_dsl.train.grouping import SCORES
 from bishare_dsl.train.many.adapters import TaskAdapters
 from bishare_dsl.train.many.found import check_scores, find_groups, score_groups, start_from_means
-from bishare_dsl.train.many.groups import cannot_be_judged
+from bishare_dsl.train.many.groups import GroupChoice, cannot_be_judged
+from bishare_dsl.train.many.nearest import take_groups
 from bishare_dsl.train.many.start import record_starts, start_tasks
 from bishare_dsl.train.prepare import (
     Prepared,
@@ -291,15 +292,11 @@ def fit(
     base = handle.fingerprint() if len(steps) else None
     if request.resume is not None:
         check_resumed(request.resume, {}, base)
+    choices: Mapping[str, GroupChoice] = {}
     with undo_prepare(model), quietly(), ExitStack() as stack:
         if adapters is not None:
             stack.callback(adapters.close)
-            groups = prepared.groups
-            if groups is None or not groups.were_found:
-                start_tasks(prepared, adapters, reporter)
-            elif request.resume is None:  # A checkpoint has the values.
-                library = request.output_dir / MEMBERS / LIBRARY
-                start_from_means(adapters, library, groups)
+            choices = _start(prepared, adapters, reporter)
         starts = [task.start for task in steps.tasks]
         record = {**prepared.record, "base": base and asdict(base), "starts": starts}
         watch = Watch(record, reporter.report)
@@ -333,11 +330,34 @@ def fit(
                 scores = score_groups(prepared, adapters, library, cached=cached)
         model.eval()
         result = _result(prepared, handle, trainer, reporter, time.monotonic() - began)
-        result = replace(result, group_scores=scores)
+        result = replace(result, group_scores=scores, group_choices=choices)
         if args.should_save:
             results = record_results(result, trainer.held_out)
             complete_record(request.output_dir, results=results)
     return result
+
+
+def _start(
+    prepared: Prepared, adapters: TaskAdapters, reporter: Reporter
+) -> Mapping[str, GroupChoice]:
+    """Give the tasks of a run their first values; return the groups that new tasks take, by task."""
+    request, tasks, groups = prepared.request, prepared.steps.tasks, prepared.groups
+    if request.resume is not None:  # The checkpoint has the values.
+        return {}
+    if groups is not None and groups.were_found:
+        start_from_means(adapters, request.output_dir / MEMBERS / LIBRARY, groups)
+        return {}
+    indices = [index for index, task in enumerate(tasks) if task.begins == "group"]
+    if not indices:
+        start_tasks(prepared, adapters, reporter)
+        return {}
+    # No task of such a run starts elsewhere.
+    known = cast(Groups, read_groups(Path(str(request.library))))
+    choices = take_groups(prepared, adapters, known, indices, reporter)
+    for index in indices:
+        group = choices[tasks[index].name].group
+        tasks[index] = replace(tasks[index], start=f"nearest group: {group}", group=group)
+    return choices
 
 
 def _trainer(
@@ -465,6 +485,7 @@ def _write(trainer: BankTrainer, prepared: Prepared, reporter: Reporter) -> None
             folder / LIBRARY,
             began=prepared.trainable.config,
             seen=places[LIBRARY],
+            newcomers={task.name: task.group for task in steps.tasks if task.group is not None},
         )
         copy = folder / LIBRARY
         text = f"`{request.library}` is as it was: add the next task to the copy, with `--library {copy}`"

@@ -32,6 +32,7 @@ class Task:
         begins: where it starts, as ``--start`` says it.
         trains: whether it trains; a sum of members may stay as it is.
         members: the names of the tasks that it joins, if it is a group.
+        group: the group of the library whose numbers it has.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Task:
     begins: str = "zero"
     trains: bool = True
     members: tuple[str, ...] = ()
+    group: str | None = None
 
 
 @dataclass(frozen=True)

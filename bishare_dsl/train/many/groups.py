@@ -7,7 +7,7 @@ right answers come in as functions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -209,6 +209,85 @@ class GroupScores:
             return f"no groups are proposed: no number is ahead of 1 {rule}\n{notice}"
         text = f"{self.proposal} groups are proposed: the best score of those ahead of 1 {rule}"
         return f"{text}; `--groups {self.proposal}` trains them\n{notice}"
+
+
+UNSURE = 3.0
+"""With a smaller margin, in nats, a choice is often wrong (benchmarks/notes/2026-12-03-groups.md)."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Right answers of a new task on examples that its group has not been chosen by.
+
+    Attributes:
+        chosen_by: the number of examples that chose the group, weighed the sum and trained from zero.
+        examples: the number of examples that are judged.
+        group: right answers of the nearest group.
+        mixture: those of a sum of groups.
+        zero: those of numbers that are trained from zero.
+    """
+
+    chosen_by: int
+    examples: int
+    group: int
+    mixture: int
+    zero: int
+
+
+@dataclass(frozen=True)
+class GroupChoice:
+    """The group that a new task takes.
+
+    Attributes:
+        group: its name.
+        loss: the loss of an example with it, on average.
+        next_group: the second nearest; None if there is one group.
+        next_loss: the loss of an example with that.
+        margin: by how much that one is farther, in nats, summed over examples.
+        examples: the number of examples that have chosen.
+        comparison: with other ways to start, where there are enough examples.
+    """
+
+    group: str
+    loss: float
+    next_group: str | None
+    next_loss: float | None
+    margin: float
+    examples: int
+    comparison: Comparison | None = None
+
+    @property
+    def is_unsure(self) -> bool:
+        """Whether the next group is nearly as near."""
+        return self.margin < UNSURE
+
+
+def choices_text(choices: Mapping[str, GroupChoice]) -> str:
+    """Return tables of the groups that new tasks take, and of what other starts would have."""
+    rows = list[list[object]]()
+    compared = list[list[object]]()
+    for name, choice in choices.items():
+        row: list[object] = [name, choice.group, f"{choice.loss:.4f}"]
+        if choice.next_loss is None:
+            row += ["", "", ""]
+        else:
+            row += [choice.next_group, f"{choice.next_loss:.4f}", f"{choice.margin:.1f}"]
+        row.append("unsure" if choice.is_unsure else "")
+        rows.append(row)
+        other = choice.comparison
+        if other is not None:
+            sizes = [other.chosen_by, other.examples]
+            compared.append([name, *sizes, other.group, other.mixture, other.zero])
+    head = ["task", "group", "loss", "next", "its loss", "nearer by", ""]
+    parts = [str(Table(head, rows, left={0, 1, 3, 6}))]
+    parts.append("losses are of one example; `nearer by` is in nats, over all examples")
+    if compared:
+        head = ["task", "chosen by", "judged on", "group", "mixture", "zero"]
+        parts.append(str(Table(head, compared)))
+        parts.append(
+            "right answers on the examples that did not choose, with the group and with other `--start`"
+        )
+    return "\n\n".join(parts)
 
 
 def nearest_group(losses: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,7 @@ from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.folder.card import STARTS, write_card
 from bishare_dsl.folder.contents import StoredAdapter
 from bishare_dsl.folder.files import names_in, read_members
+from bishare_dsl.folder.groups import read_groups
 from bishare_dsl.reading import MAX_CONFIG, parse_json, read_file
 from bishare_dsl.train.data.batches import IGNORED, Collator, Example
 from bishare_dsl.train.errors import TrainError
@@ -206,6 +207,7 @@ class Members:
         adapters: of the model, one at least.
         library: whose members are candidates.
         tasks: with their examples.
+        names: of the members that are candidates; by default all.
 
     Attributes:
         rows: the examples of each task.
@@ -213,11 +215,17 @@ class Members:
         members: the private values of each member, ``(members, values)``.
     """
 
-    def __init__(self, adapters: TaskAdapters, library: Path, tasks: Sequence[Task]) -> None:
+    def __init__(
+        self,
+        adapters: TaskAdapters,
+        library: Path,
+        tasks: Sequence[Task],
+        names: Sequence[str] | None = None,
+    ) -> None:
         self._adapters = adapters
         self._library = library
         self.rows: list[list[Example]] = [list(task.examples) for task in tasks]
-        self.names = names_in(library)
+        self.names = tuple(names or names_in(library))
         members = read_members(library, self.names)
         private = private_numbers(members, list(adapters.bank.kind.own))
         self.members = private.to(adapters.bank.own)
@@ -225,7 +233,8 @@ class Members:
     def mixtures(self, reporter: Reporter) -> tuple[Tensor, str]:
         """Return a weighted sum of members for each task, ``(tasks, values)``, and in words what they are.
 
-        Without a record of the library, sums are weighed by a guess, with a warning (BS738). A member whose
+        Without a record of the library, sums are weighed by a guess, with a warning (BS738). A library of
+        groups has none: with sharpness 1, weights are the probabilities of its groups. A member whose
         loss is not finite is left out, with a warning (BS739).
 
         Raises:
@@ -233,9 +242,10 @@ class Members:
         """
         record = Record.of(self._library)
         if record is None:
-            reporter.report(codes.NO_RECORD(path=self._library / STARTS), None)
             record = Record()
-        self.rows = [[_needed(row) for row in rows] for rows in self.rows]
+            if read_groups(self._library) is None:
+                reporter.report(codes.NO_RECORD(path=self._library / STARTS), None)
+        self.rows = [[needed_tokens(row) for row in rows] for rows in self.rows]
         with self._cached(reporter, predicting=True):
             losses = member_losses(self, self.rows)
         finite = losses.isfinite()
@@ -268,6 +278,10 @@ class Members:
         if cached:
             return nullcontext()
         return self._cached(Reporter(quiet=True), predicting=False)
+
+    def states_for_answers(self, reporter: Reporter) -> AbstractContextManager[bool]:
+        """Cache the states below the first adapted block within a block, to judge answers alone."""
+        return self._cached(reporter, predicting=True)
 
     def _cached(self, reporter: Reporter, *, predicting: bool) -> AbstractContextManager[bool]:
         """Compute the states below the first adapted block once for each example.
@@ -353,7 +367,7 @@ class Members:
 
 
 def start_tasks(prepared: Prepared, adapters: TaskAdapters, reporter: Reporter) -> None:
-    """Start new tasks of a library from its members, if that is decided.
+    """Start new tasks of a library from a sum of its members, if that is decided.
 
     Raises:
         TrainError: no member has a finite loss (BS732).
@@ -366,7 +380,9 @@ def start_tasks(prepared: Prepared, adapters: TaskAdapters, reporter: Reporter) 
     indices = [index for index, task in enumerate(tasks) if task.begins == "mixture"]
     if not indices:
         return
-    members = Members(adapters, library, [tasks[index] for index in indices])
+    groups = read_groups(library)
+    names = None if groups is None else list(groups.tasks)
+    members = Members(adapters, library, [tasks[index] for index in indices], names)
     values, text = members.mixtures(reporter)
     adapters.bank.own.data[indices] = values
     for index in indices:
@@ -389,7 +405,7 @@ def record_starts(prepared: Prepared, adapters: TaskAdapters, cached: bool) -> N
         Members(adapters, library, prepared.steps.tasks).record(cached)
 
 
-def _needed(row: Example) -> Example:
+def needed_tokens(row: Example) -> Example:
     """Leave out the tokens after the last one with a loss, which change none before them."""
     learned = [index for index, label in enumerate(row["labels"]) if label != IGNORED]
     stop = max(learned, default=1) + 1
