@@ -29,6 +29,9 @@ SEAL = "seal.json"
 STATE = "trainer_state.json"
 """The log of a finished run, of any trainer."""
 
+BANK_TENSORS = frozenset(("own", "common"))
+"""The tensors that a checkpoint of a run of several tasks has as its model."""
+
 
 class Kind(Enum):
     """What a folder may contain, with the words for it. The order is that in which errors name it."""
@@ -93,13 +96,13 @@ def checkpoints(folder: Path) -> list[Path]:
 def is_of_run(checkpoint: Path) -> bool:
     """Tell whether `bishare train` may have begun a checkpoint: it is sealed, or beside a run's arguments.
 
-    A run saves the adapter alone. A checkpoint with a model's weights is of another trainer.
+    A run saves adapters alone. A checkpoint with a model's weights is of another trainer.
     """
     if (checkpoint / SEAL).is_file():
         return True
     if not _is_run_file(checkpoint.parent / RUN_FILE):
         return False
-    return not any(_is_weights(path.name) for path in checkpoint.iterdir())
+    return not any(_is_weights(path.name) and not _is_bank(path) for path in checkpoint.iterdir())
 
 
 def _standing_at(folder: Path, command: str | None) -> dict[Kind, Path]:
@@ -157,6 +160,22 @@ def _is_model(folder: Path) -> bool:
 def _is_weights(name: str) -> bool:
     """Tell whether a file's name is one of a model's weights."""
     return re.fullmatch(r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)", name) is not None
+
+
+def _is_bank(path: Path) -> bool:
+    """Tell whether a file has the tensors of a run of several tasks, or is empty, as one that was begun."""
+    if path.name != "model.safetensors":
+        return False
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(min(length, MAX_CONFIG))
+    if not header:
+        return path.stat().st_size == 0
+    try:
+        tensors = parse_json(header)
+    except ValueError:
+        return False
+    return isinstance(tensors, dict) and tensors.keys() <= {*BANK_TENSORS, "__metadata__"}
 
 
 def _kind_of_adapter(folder: Path, command: str | None) -> Kind:

@@ -20,6 +20,7 @@ from bishare_dsl.batched.bank import columns
 from bishare_dsl.diagnostics import Problem
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.diagnostics.codes.verify import NO_GRADIENT
+from bishare_dsl.folder.standing import BANK_TENSORS
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train.errors import TrainError, catch_refusals
 from bishare_dsl.train.loss import (
@@ -177,6 +178,7 @@ class BankModel(nn.Module):
     def state_dict(self, *_: Any, **__: Any) -> Any:
         """Return the bank, which Trainer saves and loads."""
         parts = {"own": self.own, "common": self.common}
+        assert parts.keys() == BANK_TENSORS  # They tell whose a begun checkpoint is.
         return {name: part.detach().clone() for name, part in parts.items() if part is not None}
 
     def __getattr__(self, name: str) -> Any:

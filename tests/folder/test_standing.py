@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from bishare_dsl.cli.files import check_out
 from bishare_dsl.cli.report import CommandError
@@ -109,6 +111,23 @@ def killed_run(folder):
     (folder / "run.json").write_text('{"spec": "lora"}')
 
 
+def killed_run_of_tasks(folder):
+    killed_run(folder)
+    place = folder / "checkpoint-500"
+    save_file({"own": torch.ones(2), "common": torch.ones(2)}, place / "model.safetensors")
+
+
+def killed_run_that_has_begun_a_file(folder):
+    killed_run(folder)
+    (folder / "checkpoint-500" / "model.safetensors").touch()
+
+
+def of_another_trainer_beside_a_run(folder):
+    killed_run(folder)
+    place = folder / "checkpoint-500"
+    save_file({"own": torch.ones(2), "lm_head.weight": torch.ones(2)}, place / "model.safetensors")
+
+
 def foreign(folder):
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
@@ -141,7 +160,10 @@ TABLE = [
     (log, Kind.LOG, "adapter library"),
     (arguments_of_another, Kind.LOG, "adapter library"),
     (run, Kind.RUN, "adapter library"),
+    (of_another_trainer_beside_a_run, Kind.CHECKPOINT, "adapter library"),
     (killed_run, Kind.OTHER, "adapter library run"),
+    (killed_run_of_tasks, Kind.OTHER, "adapter library run"),
+    (killed_run_that_has_begun_a_file, Kind.OTHER, "adapter library run"),
     (foreign, Kind.OTHER, "adapter library run"),
     (a_file, Kind.FILE, ""),
     (dangling, Kind.DANGLING, ""),

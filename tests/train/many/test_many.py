@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from bishare_dsl import load_adapter
 from bishare_dsl.diagnostics import BishareError, BishareWarning
 from bishare_dsl.folder.files import add_to_library, names_in, read_adapter, save_library
+from bishare_dsl.folder.standing import BANK_TENSORS
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from bishare_dsl.train import TrainingInterrupted, train
@@ -404,3 +405,30 @@ def test_what_stands_where_an_adapter_will_be_written_is_not_replaced(place, tas
     with pytest.raises(BishareError, match=f"BS740.*out/{place}"):
         start(spec, tasks, out, max_steps=1)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("spec", [PLAIN, LIBRARY])
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_run_that_was_killed_while_it_saved_a_checkpoint_goes_on(tasks, tmp_path, spec, step):
+    """Its checkpoint has the bank as the weights of a model, and no seal."""
+    how = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    for name in ("whole", "parts"):
+        start(spec, tasks, tmp_path / name, **how)
+    folder = tmp_path / "parts"
+    for path in folder.iterdir():
+        if not path.name.startswith("checkpoint-") and path.name != "run.json":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    begun = folder / f"checkpoint-{step}"
+    header, *_ = (begun / "model.safetensors").read_bytes()[8:].split(b"}}")
+    assert {name for name in BANK_TENSORS if f'"{name}"'.encode() in header}
+    (begun / "seal.json").unlink()
+    (begun / "optimizer.pt").write_bytes(b"begun")
+    if step == 1:
+        shutil.rmtree(folder / "checkpoint-2")
+        start(spec, tasks, folder, **how)
+    else:
+        go_on(folder)
+    for path in (tmp_path / "whole").rglob("*.safetensors"):
+        if "checkpoint" not in str(path):
+            other = folder / path.relative_to(tmp_path / "whole")
+            assert other.read_bytes() == path.read_bytes(), other
