@@ -88,7 +88,7 @@ def wanted(match: str | None, free: Iterable[str], within: float | None) -> Budg
 
 
 def check_names(
-    specs: Sequence[tuple[Spec, SourceMap]], free: Iterable[str], given: Iterable[str]
+    specs: Sequence[tuple[Spec, SourceMap | None]], free: Iterable[str], given: Iterable[str]
 ) -> None:
     """Check that each free param exists in a spec, and that ``--set`` does not give it.
 

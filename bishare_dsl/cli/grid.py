@@ -9,11 +9,14 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bishare_dsl.cli.budget import Budget, check_names, meet
 from bishare_dsl.cli.report import CommandError, Report
+from bishare_dsl.diagnostics import SourceMap, SpecError
 from bishare_dsl.diagnostics.codes.train import BAD_COMBINATION, MISSING_ARGUMENT, WRONG_VALUE
 
 if TYPE_CHECKING:
     from bishare_dsl.cli.options import Value
+    from bishare_dsl.spec import Spec
     from bishare_dsl.train.grid import Design, Draft
 
 _WHOLE_AND_FRACTION = re.compile(r"\d+,\d+([eE][+-]?\d+)?")
@@ -73,16 +76,22 @@ def _parts(words: str | None) -> list[str] | None:
     return list(dict.fromkeys(part.strip() for part in words.split(",")))
 
 
-def draft_grid(words: GridWords, given: Mapping[str, Any], config: str | None) -> list[Draft]:
+def draft_grid(
+    words: GridWords,
+    given: Mapping[str, Any],
+    config: str | None,
+    budget: Budget | None,
+    report: Report,
+) -> list[Draft]:
     """Return the cells that a command line names, with checked arguments.
 
     Raises:
-        BishareError: an argument is wrong or missing, or a spec cannot be read.
+        BishareError: an argument is wrong or missing, a spec cannot be read or does not meet the budget.
     """
     from bishare_dsl.train.grid import draft_cells
-    from bishare_dsl.train.request import DEFAULTS, read_config
+    from bishare_dsl.train.request import DEFAULTS
 
-    file = {} if config is None else read_config(Path(config))
+    file = _arguments_in(config)
     if given.get("resume") or file.get("resume"):
         reason = "several runs go on by their own command, and `resume` names one"
         raise CommandError(BAD_COMBINATION(reason=reason, help="leave `--resume` out"))
@@ -92,18 +101,88 @@ def draft_grid(words: GridWords, given: Mapping[str, Any], config: str | None) -
     return draft_cells(
         given,
         config,
-        designs=[*_designs(words, file)],
+        designs=_designs(words, given, file, budget, report),
         rates=axes["learning_rate"],
         seeds=axes["seed"],
     )
 
 
-def _designs(words: GridWords, file: Mapping[str, Any]) -> Iterator[Design]:
-    """Yield each spec with each combination of the values of its params."""
+def single_design(
+    words: GridWords, given: Mapping[str, Any], config: str | None, budget: Budget, report: Report
+) -> Design:
+    """Return the spec of a single run, with values of its params that meet a budget.
+
+    Raises:
+        BishareError: a run is resumed, the spec cannot be read, or it does not meet the budget.
+    """
+    file = _arguments_in(config)
+    if given.get("resume") or file.get("resume"):
+        reason = "a run that goes on has its params, and `match` chooses them"
+        raise CommandError(BAD_COMBINATION(reason=reason, help="leave `--match` out"))
+    (design,) = _designs(words, given, file, budget, report)
+    return design
+
+
+def _arguments_in(config: str | None) -> Mapping[str, Any]:
+    from bishare_dsl.train.request import read_config
+
+    return {} if config is None else read_config(Path(config))
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A spec with values of its params, before a budget.
+
+    Attributes:
+        source: the spec as in a `Design`.
+        spec: the spec.
+        where: the locations of its parts.
+        params: the given values.
+    """
+
+    source: Spec | str
+    spec: Spec
+    where: SourceMap | None
+    params: dict[str, Value]
+
+
+def _designs(
+    words: GridWords,
+    given: Mapping[str, Any],
+    file: Mapping[str, Any],
+    budget: Budget | None,
+    report: Report,
+) -> list[Design]:
+    """Return each spec with each combination of the values of its params, and those that meet a budget."""
+    from bishare_dsl.models import architecture_of
+    from bishare_dsl.train.grid import Design
+
+    choices = list(_choices(words, file, budget))
+    if budget is None:
+        return [Design(choice.source, choice.params) for choice in choices]
+    check_names([(choice.spec, choice.where) for choice in choices], budget.free, words.params)
+    model = given.get("model") or file.get("model")
+    if model is None:
+        raise CommandError(MISSING_ARGUMENT(name="model"))
+    base = architecture_of(model)
+    parameters = budget.parameters(base)
+    designs = list[Design]()
+    for choice in choices:
+        match = meet(budget, parameters, choice.spec, choice.where, base, choice.params)
+        if match.problem is not None:
+            raise SpecError([match.problem], choice.where)
+        [settings] = match.settings
+        values = ", ".join(f"{name} = {value}" for name, value in settings.items())
+        report.note(f"{choice.spec.name} meets {budget.match} with {values or 'its own values'}")
+        designs.append(Design(choice.source, settings))
+    return designs
+
+
+def _choices(words: GridWords, file: Mapping[str, Any], budget: Budget | None) -> Iterator[_Choice]:
+    """Yield each spec with each combination of the given values of its params."""
     from bishare_dsl.cli.reading import read_specs
     from bishare_dsl.compiler import read_spec
     from bishare_dsl.train.folder import is_adapter
-    from bishare_dsl.train.grid import Design
 
     of_file = {name: (value,) for name, value in (file.get("params") or {}).items()}
     params = {**of_file, **words.params}
@@ -114,20 +193,24 @@ def _designs(words: GridWords, file: Mapping[str, Any]) -> Iterator[Design]:
             raise CommandError(MISSING_ARGUMENT(name="spec"))
         names = [str(text)]
     for name in names:
-        if "\n" not in name and is_adapter(name):
-            reason = f"a grid trains specs, and `{name}` is an adapter"
-            help = "train it further in one run for each learning rate or seed"
-            raise CommandError(BAD_COMBINATION(reason=reason, help=help))
+        if "\n" in name or not is_adapter(name):
+            continue
+        reason = f"a grid trains specs, and `{name}` is an adapter"
+        help = "train it further in one run for each learning rate or seed"
+        if budget is not None:
+            reason = f"`match` chooses params of a spec, and `{name}` is an adapter"
+            help = "leave `--match` out: an adapter has its params"
+        raise CommandError(BAD_COMBINATION(reason=reason, help=help))
     if "\n" in names[0]:  # The text of a spec in a run.json.
-        spec = read_spec(names[0])[0]
+        spec, where = read_spec(names[0])
         spec.with_params({name: values[0] for name, values in params.items()})
         for values in product(*params.values()):
-            yield Design(names[0], dict(zip(params, values, strict=True)))
+            yield _Choice(names[0], spec, where, dict(zip(params, values, strict=True)))
         return
-    for name, (spec, _, own) in read_specs(names, params).items():
+    for name, (spec, where, own) in read_specs(names, params).items():
         for values in product(*own.values()):
             chosen = dict(zip(own, values, strict=True))
-            yield Design(spec if name == "-" else name, chosen)
+            yield _Choice(spec if name == "-" else name, spec, where, chosen)
 
 
 def show_cells(folders: Sequence[Path], report: Report) -> None:

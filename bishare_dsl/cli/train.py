@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bishare_dsl.cli import options
-from bishare_dsl.cli.grid import draft_grid, grid_words, show_cells
+from bishare_dsl.cli.budget import wanted
+from bishare_dsl.cli.grid import draft_grid, grid_words, show_cells, single_design
 from bishare_dsl.cli.report import INTERRUPTED, CommandError, Report, silence_libraries
 from bishare_dsl.cli.unknown import param_advice, value_in
 from bishare_dsl.diagnostics import Problem
@@ -118,6 +119,7 @@ def _own_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "bishare train bishare_ke --model ./my-checkpoint --data rows.jsonl --output_dir ke",
         "bishare train my.share --config train.yaml --set r_inter=32 --eval_split 0.05 --bf16",
         "bishare train mine.share lora --config train.yaml --learning_rate 1e-3,4e-3 --seed 0,1,2",
+        "bishare train bishare_ss lora --config train.yaml --match lora:r=2 --free r_local,r_intra,r_inter,r",
         "bishare train lora --model ./my-checkpoint --data tasks/*.jsonl --output_dir out",
         "bishare train library_core --model ./my-checkpoint --data customers/ --output_dir out",
         "bishare train --resume out --num_train_epochs 3",
@@ -127,6 +129,7 @@ def _own_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[SPEC...]")
 @options.model(required=False, weights=True)
 @options.many_values
+@options.budget
 @_own_options
 @click.pass_obj
 def command(
@@ -135,6 +138,9 @@ def command(
     words: tuple[str, ...],
     params: dict[str, tuple[options.Value, ...]],
     config: str | None,
+    match: str | None,
+    free: tuple[str, ...],
+    within: float | None,
     **given: Any,
 ) -> None:
     """Train an adapter. The defaults follow the Bi-Share paper: AdamW at 1e-4, 64 examples in a step, one
@@ -152,7 +158,11 @@ def command(
     Several SPEC, and values with commas for --set, --learning_rate and --seed, are a grid: each combination
     is a run in a folder of --output_dir, such as lora,r=2,learning_rate=0.004,seed=1. The same command again
     goes on, and more values are more runs.
+
+    With --match, each spec gets the values of its --free params with which it trains as many parameters, as
+    in `bishare plan`. run.json has them as if they were given by --set.
     """
+    budget = wanted(match, free, within)
     first = int(os.environ.get("RANK", "0")) == 0
     if not first:
         report.quiet, report.as_json = True, False
@@ -164,12 +174,17 @@ def command(
     given |= dict(_arguments(words, given))
     grid = grid_words(given.pop("spec"), params, given)
     drafts: list[Draft] = []
-    if grid.is_one_run:
+    if grid.is_one_run and budget is not None:
+        design = single_design(grid, given, config, budget, report)
+        given["spec"] = design.spec if grid.specs else None
+        given["params"] = dict(design.params) or None
+        request = make_request(given, config)
+    elif grid.is_one_run:
         given["spec"] = _spec(grid.specs[0] if grid.specs else None)
         given["params"] = {name: value for name, (value,) in params.items()} or None
         request = make_request(given, config)
     else:
-        drafts = draft_grid(grid, given, config)
+        drafts = draft_grid(grid, given, config, budget, report)
         request = drafts[0].request
     if isinstance(request.model, str):
         resolve(request.model)

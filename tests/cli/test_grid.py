@@ -272,3 +272,61 @@ def test_a_run_that_is_the_config_gets_more_seeds(bishare, folder):
     assert sorted(path.name for path in Path("runs").iterdir()) == [name.format(n) for n in (0, 1)]
     tensors = [Path(at, FILES[0]).read_bytes() for at in ("alone", f"runs/{name.format(0)}")]
     assert tensors[0] == tensors[1]
+
+
+MATCH = [
+    *("train", "small.share", "other.share", *COMMON[:-2], "--output_dir", "runs"),
+    *("--match", "other.share:r=2", "--free", "r", "--within", 30),
+]
+
+
+def test_each_spec_of_a_grid_meets_the_budget(bishare, folder):
+    run = bishare(*MATCH)
+    assert run.code == 0
+    params = {}
+    for place in Path("runs").iterdir():
+        record = run_in(place.name)
+        params[record["record"]["plan"]["spec"]] = record["params"]
+    # Two layers share each tensor of `small`.
+    assert params == {"small": {"r": 4}, "other": {"r": 2}}
+    assert "small meets other.share:r=2 with r = 4" in run.err
+    again = bishare(*MATCH)
+    assert "2 runs: 2 done" in again.err
+
+
+def test_one_run_meets_a_budget_and_its_record_repeats_it(bishare, folder):
+    command = ["train", "small.share", *MATCH[3:]]
+    assert bishare(*command).code == 0
+    record = json.loads(Path("runs", "run.json").read_text())
+    assert record["params"] == {"r": 4}
+    run = bishare("train", "--config", "runs/run.json", "--output_dir", "again")
+    assert run.code == 0
+    assert bytes_in("again")[0] == bytes_in("runs")[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--match", "101", "--free", "r"], "BS909", "the nearest values have"),
+        (["--match", "other.share", "--free", "q"], "BS207", "no param `q`"),
+        (["--match", "other.share", "--free", "r", "--set", "r=2"], "BS908", "leave `r` out"),
+        (["--free", "r"], "BS901", "--free goes with --match"),
+        (["--match", "other.share", "--resume", "runs"], "BS732", "leave `--match` out"),
+    ],
+)
+def test_a_budget_that_is_not_met_trains_nothing(bishare, folder, words, code, said):
+    for specs in (["small.share"], ["small.share", "other.share"]):
+        if "--resume" in words and len(specs) > 1:
+            continue
+        run = bishare("train", *specs, *COMMON[:-2], "--output_dir", "runs", *words)
+        assert run.code != 0
+        assert f"error[{code}]" in run.err
+        assert said in run.err
+        assert not Path("runs").exists()
+
+
+def test_an_adapter_has_its_params(bishare, folder):
+    assert bishare("compile", "small.share", "--model", "tiny", "--out", "adapter").code == 0
+    run = bishare("train", "adapter", *COMMON[:-2], "--output_dir", "runs", *MATCH[-6:])
+    assert "error[BS732]" in run.err
+    assert "an adapter has its params" in run.err
