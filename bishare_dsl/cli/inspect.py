@@ -26,26 +26,59 @@ if TYPE_CHECKING:
         "bishare inspect bishare_ke-llama-7b",
         "bishare inspect adapters/    # a table of all in it",
         "bishare inspect out/library lora-a lora-b",
+        "bishare inspect runs/ --baseline 'lora r=2' --out table.tex --out plot.pdf",
         "bishare inspect bishare_ke-llama-7b --json | jq .config.base_model",
     ),
 )
 @options.folders()
+@click.option(
+    "-o",
+    "--out",
+    "files",
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the comparison of runs: .csv, .md, .tex, or a plot as .svg, .pdf, .png. May be repeated.",
+)
+@click.option(
+    "--baseline",
+    metavar="SPEC",
+    help="The spec of the first row, such as 'lora r=2'; by default the best on the choosing rows.",
+)
 @click.pass_obj
-def command(report: Report, folders: tuple[Path, ...]) -> None:
-    """Show what is in an adapter: its plan, its base, its files. Or list many adapters.
+def command(
+    report: Report, folders: tuple[Path, ...], files: tuple[Path, ...], baseline: str | None
+) -> None:
+    """Show what is in an adapter: its plan, its base, its files. Or list many adapters, or compare runs.
 
     For one adapter, every file is compared with its digest, and every tensor's name and shape with the
     plan. A difference is an error.
 
     A folder of adapters, a library, or several adapters become a table. Plain LoRAs of PEFT are listed
     too, and the tasks of a library's groups. A list reads sizes and configs alone, and verifies nothing.
+
+    Two or more runs of `bishare train` with held-out rows become a comparison: for each spec a learning
+    rate chosen on one half of the rows, the score on the other half with a 95% interval over seeds, and the
+    paired difference to the first spec. Runs of other data, base, batch or steps are named and left out.
     """
     from bishare_dsl.cli.files import find_adapters
+    from bishare_dsl.cli.runs import check_files, show_runs
     from bishare_dsl.folder.files import is_peft, names_in
     from bishare_dsl.hub import adapter_folder
+    from bishare_dsl.train.finished import find_runs
 
+    check_files(files)
     places = [adapter_folder(folder) for folder in folders]
     adapters = [adapter for place in places for adapter in find_adapters(place)]
+    runs = find_runs(places)
+    scored = [run for run in runs if run.judging is not None]
+    if files or baseline or len(scored) > 1:
+        show_runs(runs, files, baseline, report)
+        compared = {run.folder for run in runs}
+        others = [adapter for adapter in adapters if adapter not in compared]
+        if others:
+            _list(others, others, report)
+        return
     whole = adapters == places[:1] and not names_in(adapters[0]) and not is_peft(adapters[0])
     if len(places) == 1 and (whole or not adapters):
         _show(places[0], report)

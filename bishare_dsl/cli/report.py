@@ -42,6 +42,7 @@ _USAGE_CODES = frozenset(
         *("BS701", "BS703", "BS704"),
         *("BS871", "BS872"),  # An adapter on a server that cannot be judged.
         "BS805",  # An evaluation needs a tokenizer.
+        "BS911",  # Runs that cannot be compared.
     ]
 )
 # Control characters of terminals, except tabs and line breaks.

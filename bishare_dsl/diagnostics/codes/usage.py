@@ -14,3 +14,4 @@ BUDGET_NOT_MET = Code(
     "BS909", "`{spec}` does not come within {percent}% of {budget} parameters: {why}"
 )
 BAD_TRANSFORM_FILE = Code("BS910", "`{path}` gives no transform: {reason}")
+NOT_COMPARABLE = Code("BS911", "the runs cannot be compared: {reason}")
