@@ -12,7 +12,7 @@ from bishare_dsl.spec.expression import ATTRIBUTES, FUNCTIONS
 
 _DECLARING = ("spec", "share", "param", "let")
 _OPERATORS = frozenset({"and", "or", "not", "in", "if"})
-_PUNCTUATION = frozenset(",;:(){}=") | {".."}
+_PUNCTUATION = frozenset(",;:(){}=.") | {".."}
 
 
 @dataclass(frozen=True)

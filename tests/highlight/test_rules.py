@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from bishare_dsl.highlight import rules
 from bishare_dsl.highlight.rules import tokens
-from bishare_dsl.language.grammar import BAD, lex, words
+from bishare_dsl.language.grammar import BAD, CONTEXTUAL, lex, words
 from bishare_dsl.resources import shipped_specs
 from tests.docs.test_examples import BLOCKS
 
@@ -15,7 +15,12 @@ TEXTS |= {block.place: block.text for block in BLOCKS if block.language == "shar
 
 
 def of_the_parser(text):
-    return [(token.start_pos, token.end_pos, token.type) for token in lex(text)]
+    """The dot of a reference is one for the parser alone, which knows where it can stand."""
+    return [
+        (token.start_pos, token.end_pos, token.type)
+        for token in lex(text, everything=True)
+        if token.type not in ("SPACE", "COMMENT")
+    ]
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -34,6 +39,8 @@ def test_every_spec_is_cut_as_the_parser_cuts_it(name):
         keyword = {rules.STATEMENT, rules.CLAUSE, rules.WORD_OPERATOR}
         sign = {rules.OPERATOR, rules.PUNCTUATION}
         word = TEXTS[name][start:end]
+        if word in CONTEXTUAL:  # The parser decides what it is.
+            allowed = {}
         assert part in allowed.get(kind, keyword if word.isalpha() else sign), word
 
 

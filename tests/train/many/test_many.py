@@ -61,6 +61,37 @@ def test_each_task_is_as_if_it_were_trained_alone(tasks, tmp_path, recwarn):
     assert not [warning for warning in recwarn if "BS873" in str(warning.message)]
 
 
+def test_a_tensor_in_two_places_is_trained_as_if_alone(tasks, tmp_path):
+    """It gets the gradients of both places, in a bank as in one adapter."""
+    text = """spec s
+        target q_proj, o_proj
+        share read   per layer                rank 2  where q_proj
+        share write  A per module  B is read.A  rank 2  where o_proj  init A zeros
+        share same   A per layer  B is A        rank 2  via Core
+        """
+    how = {"num_train_epochs": 2, "warmup_steps": None}
+    start(text, tasks, tmp_path / "many", **how)
+    for name, data in tasks.items():
+        alone = start(text, data, tmp_path / name, **how).model.bishare.tensors()
+        for key, trained in tensors(tmp_path / "many" / name).items():
+            torch.testing.assert_close(trained, alone[key], rtol=0, atol=3e-5)
+
+
+def test_a_library_shares_a_tensor_in_two_places(tasks, tmp_path):
+    text = """spec s
+        target q_proj, o_proj
+        share read   A per layer  B per adapter, layer          rank 2  where q_proj
+        share write  A per adapter, layer  B is read.A  rank 2  where o_proj  init A zeros
+        """
+    start(text, tasks, tmp_path / "many", max_steps=4)
+    library = tmp_path / "many" / "library"
+    first, second = (tensors(f"{library}#{name}") for name in tasks)
+    for name in first:
+        assert torch.equal(first[name], second[name]) == (
+            name in ("read.layer_0.A", "read.layer_1.A")
+        )
+
+
 @pytest.mark.parametrize(("spec", "steps", "rate"), [(LIBRARY, 80, 0.01), (PLAIN, 60, 0.002)])
 def test_by_default_the_largest_task_has_many_steps_and_the_loss_falls(
     tasks, tmp_path, capsys, spec, steps, rate
