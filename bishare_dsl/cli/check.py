@@ -48,12 +48,12 @@ def command(report: Report, files: tuple[str, ...], model: str | None) -> None:
         architecture = None if model is None else architecture_of(model)
     except BishareError as error:
         report.error(error)  # Check the specs without a model.
-    told: dict[str, Any] = {}
+    sharing: dict[str, Any] = {}
     for file in files:
         resolved = _check(file, architecture, report)
         if resolved is not None:
-            told[file] = _tell(file if len(files) > 1 else None, resolved, model, report)
-    report.data(sharing=told)
+            sharing[file] = _tell(file if len(files) > 1 else None, resolved, model, report)
+    report.data(sharing=sharing)
     counts: list[str] = []
     if report.errors:
         counts.append(_counted(report.errors, "error"))
@@ -73,7 +73,7 @@ def _tell(
     file: str | None, resolved: ResolvedSpec, model: str | None, report: Report
 ) -> dict[str, Any]:
     """Say what a spec shares, or return it as data for ``--json``."""
-    from bishare_dsl.show.shared import shared_data, told
+    from bishare_dsl.show.shared import shared_data, sharing_report
 
     if report.as_json:
         return {"model": resolved.plan.base.name, **shared_data(resolved.plan, resolved.spec)}
@@ -82,7 +82,7 @@ def _tell(
         head.append(f"{file}:")
     if model is None:
         head.append(f"on the shapes of {_SHAPES}, for example:")
-    tables = told(resolved.plan, resolved.spec)
+    tables = sharing_report(resolved.plan, resolved.spec)
     if head:
         report.tables(" ".join(head), *tables)
     else:

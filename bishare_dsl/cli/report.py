@@ -119,11 +119,11 @@ class Report:
 
     def tell(self, plan: Plan) -> None:
         """Say what a plan shares, in a note and in the data."""
-        from bishare_dsl.show.shared import shared_data, told_lines
+        from bishare_dsl.show.shared import shared_data, sharing_lines
 
         if self.as_json:
             self.data(sharing=shared_data(plan))
-        self.note(*told_lines(plan))
+        self.note(*sharing_lines(plan))
 
     def problem(self, problem: Problem, where: SourceMap | None = None) -> None:
         """Report one finding. Errors set the exit code. With ``--strict`` another base ends the command."""

@@ -9,7 +9,7 @@ from bishare_dsl.diagnostics import escaped
 from bishare_dsl.plan.file_bytes import file_bytes
 from bishare_dsl.show import rows
 from bishare_dsl.show.rows import BYTES, mib, span
-from bishare_dsl.show.shared import shared_data, told
+from bishare_dsl.show.shared import shared_data, sharing_report
 from bishare_dsl.show.table import Table, folded
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def as_parts(plan: Plan, spec: Spec | None = None) -> list[str | Table]:
     first = escaped(head)
     if params:
         first += "\n" + escaped(f"params: {params}")
-    tables = [*told(plan, spec)]
+    tables = [*sharing_report(plan, spec)]
     if plan.terms:
         tables += [folded(by_role), by_kind]
     if plan.trained:

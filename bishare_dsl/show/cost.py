@@ -127,12 +127,17 @@ def _libraries(plan: Plan, frozen: frozenset[str]) -> Iterator[tuple[str, frozen
     trained = {tensor.name: tensor.size for tensor in plan.tensors if tensor.trainable}
     ways: dict[frozenset[str], str] = {}
     for share, by_role in pooled.items():
-        for role, names in by_role.items() if len(by_role) > 1 else ():
-            ways.setdefault(frozenset(names), f"library, {role} of `{share}` is common")
+        if len(by_role) > 1:
+            for role, names in by_role.items():
+                ways.setdefault(frozenset(names), f"library, {role} of `{share}` is common")
         ways.setdefault(frozenset().union(*by_role.values()), f"library, `{share}` is common")
-    for share in pooled if len(pooled) > 2 else ():
-        others = (n for s, by_role in pooled.items() if s != share for n in by_role.values())
-        ways.setdefault(frozenset().union(*others), f"library, only `{share}` is private")
+    if len(pooled) > 2:
+        for share in pooled:
+            others: set[str] = set()
+            for other, by_role in pooled.items():
+                if other != share:
+                    others.update(*by_role.values())
+            ways.setdefault(frozenset(others), f"library, only `{share}` is private")
     whole = sum(trained.values())
     for common, way in ways.items():
         if _LEAST_COMMON_FRACTION * whole <= sum(trained[name] for name in common) < whole:

@@ -139,6 +139,19 @@ def split_path(path: str) -> tuple[str, str]:
     return tower, inner
 
 
+def _other_pools(plan: Plan, share: str) -> Iterator[Pool]:
+    """Yield a pool for each tensor of a share that no pool of it has: of one module, or of another share."""
+    pooled = {pool.tensor for pool in plan.pools if pool.share == share}
+    users: dict[tuple[str, str], list[str]] = {}  # by role and tensor
+    for term in plan.terms:
+        if term.share == share:
+            for role, name in term.tensors.items():
+                if name not in pooled or (share, role) in plan.references:
+                    users.setdefault((role, name), []).append(term.site)
+    for (role, name), paths in users.items():
+        yield Pool(share=share, role=role, key=(), tensor=name, members=tuple(paths))
+
+
 def _panels(plan: Plan, share: str) -> Iterator[Panel]:
     """Yield a panel for each set of roles with the same pools, all trained or all frozen."""
     index = {site.path: i for i, site in enumerate(plan.sites)}
@@ -146,24 +159,19 @@ def _panels(plan: Plan, share: str) -> Iterator[Panel]:
     for pool in plan.pools:
         if pool.share == share:
             roles.setdefault((pool.role, False), []).append(pool)
-    pooled = {pool.tensor for pool in plan.pools if pool.share == share}
-    users: dict[tuple[str, str], list[str]] = {}  # by role and tensor
-    for term in (term for term in plan.terms if term.share == share):
-        for role, name in term.tensors.items():
-            if name not in pooled or (share, role) in plan.references:
-                users.setdefault((role, name), []).append(term.site)
-    for (role, name), paths in users.items():
-        one = Pool(share=share, role=role, key=(), tensor=name, members=tuple(paths))
-        private = (share, role) not in plan.references
-        roles.setdefault((role, private), []).append(one)
+    for pool in _other_pools(plan, share):
+        private = (share, pool.role) not in plan.references
+        roles.setdefault((pool.role, private), []).append(pool)
     panels: dict[object, dict[str, list[Pool]]] = {}
     for (role, private), pools in roles.items():
         members = tuple(tuple(sorted(index[path] for path in pool.members)) for pool in pools)
         trains = plan.tensor[pools[0].tensor].trainable
         panels.setdefault((members, private, trains), {})[role] = pools
     for (members, *_), pools_of in panels.items():  # type: ignore[misc]
-        first = next(iter(pools_of.values()))
-        shared = {p: pool.tensor * (len(pool.members) > 1) for pool in first for p in pool.members}
+        shared: dict[str, str] = {}
+        for pool in next(iter(pools_of.values())):
+            name = pool.tensor if len(pool.members) > 1 else ""
+            shared |= dict.fromkeys(pool.members, name)
         grid = _grid(plan, shared)
         corners = [grid.places[sites[0]] for sites in members]
         chosen = colours(corners)
@@ -185,8 +193,10 @@ def _label(pool: Pool) -> str:
 
 def _settings(row: ShareRow) -> str:
     """Say the ranks and the facts of a share, without its spec."""
-    ranks = [f"rank {', '.join(map(str, row.ranks))}"] * bool(row.ranks)
-    return "; ".join([*ranks, *row.facts])
+    facts = list(row.facts)
+    if row.ranks:
+        facts.insert(0, f"rank {', '.join(map(str, row.ranks))}")
+    return "; ".join(facts)
 
 
 def _statements(spec: Spec | None) -> dict[str, str]:

@@ -64,7 +64,7 @@ class Places:
             positions[self._kind_of[path]].add(self._position_of[path])
         return positions
 
-    def said(self, paths: Iterable[str], among: ByKind) -> str:
+    def describe(self, paths: Iterable[str], among: ByKind) -> str:
         """Say where modules are: ``q_proj of layers 0-3``.
 
         Kinds, layers and experts that all of ``among`` have are left out, where no other part could be meant

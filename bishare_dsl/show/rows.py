@@ -205,7 +205,7 @@ def _facts(
             yield f"via {transform}"
     if first.is_magnitude and first.options["plain"]:
         yield "without the lengths of a DoRA"
-    covered = places.said(paths, places.targets)
+    covered = places.describe(paths, places.targets)
     if covered:
         yield f"in {covered} alone"
     yield from _places_of_ranks(terms, places)
@@ -234,7 +234,7 @@ def _places_of_ranks(terms: Sequence[Term], places: Places) -> Iterator[str]:
         ranks = [ranks[0], ranks[-1]]
     if len(ranks) > 1:
         covered = places.by_kind(term.site for term in terms)
-        texts = [f"{rank} in {places.said(paths[rank], covered)}" for rank in ranks]
+        texts = [f"{rank} in {places.describe(paths[rank], covered)}" for rank in ranks]
         yield f"rank {', '.join(texts)}"
 
 
@@ -249,7 +249,7 @@ def _examples_of_pools(pools: Iterable[Pool], places: Places) -> Iterator[str]:
         if len(groups) > 1 and len(largest) > 1:
             roles_of.setdefault(largest, []).append(role)
     for largest, shared in roles_of.items():
-        yield f"{places.said(largest, {})} share {', '.join(shared)}, for example"
+        yield f"{places.describe(largest, {})} share {', '.join(shared)}, for example"
 
 
 def trained_in_full(plan: Plan) -> list[WholeRow]:
@@ -259,12 +259,11 @@ def trained_in_full(plan: Plan) -> list[WholeRow]:
         uses = " = ".join(re.sub(r"\.\d+(?=\.)", ".*", path) for path in trained.paths)
         block = block_of(trained.parameter)
         layers.setdefault((uses, trained.shape), []).append(int(block[1]) if block else 0)
-    return [
-        WholeRow(
-            uses.replace("*", spans(at).replace(" ", ""), 1), len(at), shape, len(at) * prod(shape)
-        )
-        for (uses, shape), at in layers.items()
-    ]
+    whole_rows = []
+    for (uses, shape), numbers in layers.items():
+        path = uses.replace("*", spans(numbers).replace(" ", ""), 1)
+        whole_rows.append(WholeRow(path, len(numbers), shape, len(numbers) * prod(shape)))
+    return whole_rows
 
 
 def roles(plan: Plan) -> list[RoleRow]:

@@ -19,9 +19,9 @@ from bishare_dsl.spec.walk import names_read
 from bishare_dsl.transforms import PLAIN
 
 
-def shared_table(plan: Plan, told: Sequence[ShareRow]) -> Table:
+def shared_table(plan: Plan, shares: Sequence[ShareRow]) -> Table:
     """Make the table of what shares share."""
-    names = [*dict.fromkeys(role for row in told for role in row.tensors)]
+    names = [*dict.fromkeys(role for row in shares for role in row.tensors)]
     total = len(plan.sites)
     lines = [
         [
@@ -32,7 +32,7 @@ def shared_table(plan: Plan, told: Sequence[ShareRow]) -> Table:
             row.trainable,
             "-" if row.shared is None else _percent(row.shared),
         ]
-        for row in told
+        for row in shares
     ]
     left = {0, *range(3, 3 + len(names))}
     return folded(Table(["share", "modules", "rank", *names, "numbers", "shared"], lines, left))
@@ -41,7 +41,7 @@ def shared_table(plan: Plan, told: Sequence[ShareRow]) -> Table:
 def conclusion(
     plan: Plan,
     spec: Spec | None,
-    told: Sequence[ShareRow],
+    shares: Sequence[ShareRow],
     list_names: Callable[[Sequence[str]], str] = ", ".join,
 ) -> list[str]:
     """Say how much of a plan is shared, then what its table does not say, a fact a line.
@@ -49,27 +49,40 @@ def conclusion(
     The ``spec`` says in addition what scales and options depend on. ``list_names`` writes the names of
     shares.
     """
-    own = {row.name: row for row in told}
-    said = [(name, fact) for name, row in own.items() for fact in row.facts]
-    facts, of_shares = defaultdict(list), defaultdict(list)
-    for name, fact in (*said, *(_written(spec, own.keys()) if spec else ())):
-        facts[fact].append(f"`{name}`")
-    for fact, names in facts.items():
-        of_shares[list_names(names)].append(fact)
-    notes = [f"{names}: {'; '.join(about)}" for names, about in of_shares.items()]
-    given = rows.bounds({_rank(terms, own.keys()) for terms in plan.terms_of.values()} - {0} or {0})
+    names = {row.name for row in shares}
+    notes = _facts(spec, shares, list_names)
+    ranks = {_rank(terms, names) for terms in plan.terms_of.values()}
+    ranks_of_terms = rows.bounds(ranks - {0} or {0})
     highest = rows.rank_bounds({*maximum_ranks(plan).values()} - {0} or {0})
-    notes += [f"an update has rank {rows.span(highest)} at most"] * (highest not in (None, given))
+    if highest not in (None, ranks_of_terms):
+        notes.append(f"an update has rank {rows.span(highest)} at most")
     notes += [f"`{row.path}` is trained in full" for row in rows.trained_in_full(plan)]
     if plan.is_library:
         notes.append(f"each adapter of a library has {plan.owned} parameters")
     if spec is not None and spec.train == NONE:
         notes.append("nothing of the base is trained in full, not even a new head")
-    places = Places(plan)
-    every = places.by_kind(site.path for site in plan.base.sites)
-    targets = places.said((site.path for site in plan.sites), every)
-    notes += [f"the targets are {targets or 'all linear layers of the blocks'}"] * bool(plan.sites)
-    return [_verdict(plan, rows.span(given)), *notes]
+    if plan.sites:
+        places = Places(plan)
+        every = places.by_kind(site.path for site in plan.base.sites)
+        targets = places.describe((site.path for site in plan.sites), every)
+        notes.append(f"the targets are {targets or 'all linear layers of the blocks'}")
+    return [_verdict(plan, rows.span(ranks_of_terms)), *notes]
+
+
+def _facts(
+    spec: Spec | None, shares: Sequence[ShareRow], list_names: Callable[[Sequence[str]], str]
+) -> list[str]:
+    """Write the facts of shares, a line for the shares that have the same ones."""
+    facts = [(row.name, fact) for row in shares for fact in row.facts]
+    if spec is not None:
+        facts.extend(_written(spec, {row.name for row in shares}))
+    names_of: dict[str, list[str]] = defaultdict(list)
+    for name, fact in facts:
+        names_of[fact].append(f"`{name}`")
+    of_names: dict[str, list[str]] = defaultdict(list)
+    for fact, names in names_of.items():
+        of_names[list_names(names)].append(fact)
+    return [f"{names}: {'; '.join(lines)}" for names, lines in of_names.items()]
 
 
 def _verdict(plan: Plan, rank: str) -> str:
@@ -77,12 +90,14 @@ def _verdict(plan: Plan, rank: str) -> str:
     if not plan.terms:
         return "no share adds a term: parameters of the base are trained in full"
     if shared:
-        parts = shared / (shared + private), private / (shared + private)
-        text = f"{_percent(parts[0])} of the trained parameters are shared"
-        return f"{text}, {_percent(parts[1])} are private to one module"
+        total = shared + private
+        text = f"{_percent(shared / total)} of the trained parameters are shared"
+        return f"{text}, {_percent(private / total)} are private to one module"
     if frozen and any(row.members[1] > 1 for row in rows.roles(plan)):
         return "no trained parameter is shared: modules share frozen tensors alone"
-    nothing = "nothing is shared" + " within an adapter" * plan.is_library
+    nothing = "nothing is shared"
+    if plan.is_library:
+        nothing = "nothing is shared within an adapter"
     if {term.transform for term in plan.update_terms} == {PLAIN}:
         kind = "DoRA" if any(not t.options.get("plain", True) for t in plan.terms) else "LoRA"
         return f"{nothing}: this is a {kind} of rank {rank}"
@@ -97,7 +112,8 @@ def _written(spec: Spec, names: Set[str]) -> Iterator[tuple[str, str]]:
     """Say of shares how their scale is computed, and which params of an equal transform they do not read."""
     from bishare_dsl.language.text import expression_text
 
-    params, of_transform = spec.values.keys(), defaultdict[str | None, set[str]](set)
+    params = spec.values.keys()
+    of_transform: dict[str | None, set[str]] = defaultdict(set)
     reads = {s.name: {name for name, _ in names_read(s.via, ())} & params for s in spec.shares}
     vias = {
         share.name: " then ".join(step.transform for step in share.steps.values())
@@ -106,7 +122,9 @@ def _written(spec: Spec, names: Set[str]) -> Iterator[tuple[str, str]]:
     }
     for name, transform in vias.items():
         of_transform[transform] |= reads[name]
-    for share in (share for share in spec.shares if share.name in names):
+    for share in spec.shares:
+        if share.name not in names:
+            continue
         settings = spec.settings(share)
         scale = settings.scale
         if scale is None and settings.alpha is not None:
@@ -116,7 +134,8 @@ def _written(spec: Spec, names: Set[str]) -> Iterator[tuple[str, str]]:
             yield share.name, "alpha is not read"
         if not isinstance(scale, int | float | None):
             yield share.name, f"the scale is {expression_text(scale)}"
-        if lacking := of_transform[vias.get(share.name)] - reads[share.name]:
+        lacking = of_transform[vias.get(share.name)] - reads[share.name]
+        if lacking:
             yield share.name, f"reads no param {', '.join(sorted(lacking))}"
 
 
@@ -129,17 +148,22 @@ def _percent(fraction: float) -> str:
 
 def shared_data(plan: Plan, spec: Spec | None = None) -> dict[str, Any]:
     """Return what is shared as data, for ``--json``."""
-    found = rows.shares(plan)
-    return {"shares": [*map(asdict, found)], "conclusion": "; ".join(conclusion(plan, spec, found))}
+    shares = rows.shares(plan)
+    return {
+        "shares": [asdict(row) for row in shares],
+        "conclusion": "; ".join(conclusion(plan, spec, shares)),
+    }
 
 
-def told_lines(plan: Plan) -> list[str]:
+def sharing_lines(plan: Plan) -> list[str]:
     """Return the lines of the table and of what follows it, for notes."""
-    return "\n".join(map(str, told(plan))).split("\n")
+    return "\n".join(map(str, sharing_report(plan))).split("\n")
 
 
-def told(plan: Plan, spec: Spec | None = None) -> list[str | Table]:
+def sharing_report(plan: Plan, spec: Spec | None = None) -> list[str | Table]:
     """Return the table and what follows it, for a report."""
-    found = rows.shares(plan)
-    lines = "\n".join(some_lines(conclusion(plan, spec, found, some_names)))
-    return [*[shared_table(plan, found)] * bool(found), lines]
+    shares = rows.shares(plan)
+    lines = "\n".join(some_lines(conclusion(plan, spec, shares, some_names)))
+    if not shares:
+        return [lines]
+    return [shared_table(plan, shares), lines]

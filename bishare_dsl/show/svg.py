@@ -11,7 +11,7 @@ from textwrap import wrap
 
 from bishare_dsl.plan import Plan
 from bishare_dsl.show.colours import PALETTE
-from bishare_dsl.show.picture import Grid, Panel, picture
+from bishare_dsl.show.picture import Grid, Panel, Patch, picture
 from bishare_dsl.show.rows import bounds, span, trained_in_full
 from bishare_dsl.show.shared import conclusion
 from bishare_dsl.spec import Spec
@@ -68,17 +68,22 @@ def _panel_body(panel: Panel) -> str:
         drawn.append(f'<g class="none">{cells}</g>')
     look = "private" if panel.alone else "pool"
     for patch in panel.patches:
-        if cells := _cells(patch.sites, grid, scale, taken, hatched=panel.frozen):
-            shapes = ", ".join(
-                f"{role} {rows:,} x {columns:,}"
-                for role, (rows, columns) in zip(
-                    panel.roles, (t.shape for t in patch.tensors), strict=True
-                )
-            )
-            modules = f"{len(patch.sites):,} module{'s' * (len(patch.sites) > 1)}"
-            title = f"<title>{escape(f'{patch.label}: {shapes}, {modules}')}</title>"
+        cells = _cells(patch.sites, grid, scale, taken, hatched=panel.frozen)
+        if cells:
+            title = f"<title>{escape(_tooltip(panel, patch))}</title>"
             drawn.append(f'<g class="{look}" fill="{patch.colour}">{title}{cells}</g>')
     return "".join(drawn)
+
+
+def _tooltip(panel: Panel, patch: Patch) -> str:
+    """Describe a pool: its key, the shape of its tensors, and the number of its modules."""
+    shapes = []
+    for role, tensor in zip(panel.roles, patch.tensors, strict=True):
+        rows, columns = tensor.shape
+        shapes.append(f"{role} {rows:,} x {columns:,}")
+    count = len(patch.sites)
+    modules = "1 module" if count == 1 else f"{count:,} modules"
+    return f"{patch.label}: {', '.join(shapes)}, {modules}"
 
 
 def _size(panel: Panel) -> tuple[int, int]:
@@ -94,7 +99,8 @@ def _summary(panel: Panel) -> str:
         pools = f"private, a {what} for each module"
     elif len(panel.patches) == 1:
         pools = f"one {what} for {members} modules"
-    count = f"{panel.parameters:,}{' frozen' * panel.frozen} parameters"
+    frozen = " frozen" if panel.frozen else ""
+    count = f"{panel.parameters:,}{frozen} parameters"
     return f"{', '.join(panel.roles)}: {pools}, {count}"
 
 
@@ -140,7 +146,8 @@ def draw(plan: Plan, spec: Spec | None = None) -> str:
             if panel in (shared or section.panels[:1]):
                 sheet.draw(_panel_body(panel), _size(panel)[1])
                 panels.append(panel)
-    if trained := trained_in_full(plan):
+    trained = trained_in_full(plan)
+    if trained:
         sheet.y += _LINE
         sheet.write("trained in full", "title")
         for row in trained:
@@ -206,14 +213,17 @@ def _cells(
     sites: tuple[int, ...], grid: Grid, scale: Scale, taken: set[tuple[int, int]], *, hatched: bool
 ) -> str:
     """Draw the cells of a pool. Neighbours touch, and experts folded into one row are drawn once."""
-    here = {grid.places[i]: None for i in sites if grid.places[i] not in taken}
-    taken.update(here)
-    corner = ' rx="3"' if min(scale.across, scale.down) >= 13 and len(here) == 1 else ""
-    drawn, lines = [], []
-    for row, column in here:
-        x, y = scale.left + column * scale.across, scale.tops[row]
-        width = scale.across - scale.gap * ((row, column + 1) not in here)
-        below = (row + 1, column) in here
+    cells = {grid.places[i]: None for i in sites if grid.places[i] not in taken}
+    taken.update(cells)
+    corner = ' rx="3"' if min(scale.across, scale.down) >= 13 and len(cells) == 1 else ""
+    drawn: list[str] = []
+    lines: list[str] = []
+    for row, column in cells:
+        x = scale.left + column * scale.across
+        y = scale.tops[row]
+        beside = (row, column + 1) in cells
+        width = scale.across if beside else scale.across - scale.gap
+        below = (row + 1, column) in cells
         height = scale.tops[row + 1] - y if below else scale.down - scale.gap
         drawn.append(f'<rect x="{x}" y="{y}" width="{width}" height="{height}"{corner}/>')
         lines += _diagonals(x, y, width, height) if hatched else []

@@ -9,16 +9,17 @@ from tests.show.conftest import architecture, experts
 def test_experts_parents_and_towers_are_named_where_they_tell_modules_apart(planned):
     _, plan = planned("share s per module rank 2", experts(2, 4), target="q_proj, up_proj")
     paths = [site.path for site in plan.sites if site.expert in (0, 1) and site.layer == 0]
-    assert Places(plan).said(paths, Places(plan).targets) == "up_proj of experts 0-1 of layer 0"
+    assert Places(plan).describe(paths, Places(plan).targets) == "up_proj of experts 0-1 of layer 0"
     kinds = {"self_attn.c_proj": (64, 64), "mlp.c_proj": (64, 64)}
     _, plan = planned("share s per module rank 2", architecture(2, kinds), target="c_proj")
-    assert Places(plan).said(["model.layers.0.mlp.c_proj"], {}) == "mlp.c_proj of layer 0"
+    assert Places(plan).describe(["model.layers.0.mlp.c_proj"], {}) == "mlp.c_proj of layer 0"
     vision = architecture(2, {"self_attn.q_proj": (64, 64)}, "vision_tower.layers")
     _, plan = planned("share s per module rank 2", vision, target="q_proj")
     assert (
-        Places(plan).said([site.path for site in plan.sites], {}) == "vision q_proj of layers 0-1"
+        Places(plan).describe([site.path for site in plan.sites], {})
+        == "vision q_proj of layers 0-1"
     )
-    assert Places(plan).said([site.path for site in plan.sites], Places(plan).targets) == ""
+    assert Places(plan).describe([site.path for site in plan.sites], Places(plan).targets) == ""
 
 
 def numbers(text):
@@ -61,7 +62,7 @@ def test_what_is_said_read_back_is_the_set_of_modules(planned, seed):
         at = {site.path: site for site in plan.sites}
         chosen = [p for p in targets if at[p].kind == kinds[0] or at[p].layer >= first] or targets
     among = places.by_kind(targets)
-    said = places.said(chosen, among)
+    said = places.describe(chosen, among)
     here = places.by_kind(chosen)
     wanted = {(kind, p.layer, p.expert) for kind, those in here.items() for p in those}
     assert read_back(said, among) == wanted

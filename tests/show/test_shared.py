@@ -6,7 +6,7 @@ from bishare_dsl.language import parse_spec
 from bishare_dsl.models import preset
 from bishare_dsl.plan.plan import Pool, Tensor, Term, Trained
 from bishare_dsl.show.rows import roles, shares
-from bishare_dsl.show.shared import shared_table, told
+from bishare_dsl.show.shared import shared_table, sharing_report
 
 pytestmark = pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
 
@@ -91,7 +91,8 @@ def test_specs_that_differ_are_told_back_differently(of_spec, of_plan, text, one
     plans = [plan_spec(spec, preset("llama-7b")) for spec in specs]
     assert plans[0] != plans[1]
     first, second = (
-        "\n".join(map(str, told(one, spec))) for one, spec in zip(plans, specs, strict=True)
+        "\n".join(map(str, sharing_report(one, spec)))
+        for one, spec in zip(plans, specs, strict=True)
     )
     assert first != second
 
@@ -130,7 +131,7 @@ def test_specs_that_differ_are_told_back_differently(of_spec, of_plan, text, one
     ],
 )
 def test_the_sentence_says_what_the_table_does_not(text, said):
-    assert said in told(plan(text), spec_of(text))[-1].replace("\n", "; ")
+    assert said in sharing_report(plan(text), spec_of(text))[-1].replace("\n", "; ")
 
 
 def test_the_table_says_what_is_left_out_ranks_numbers_and_starts():
