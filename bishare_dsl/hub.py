@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
-from typing import Any
 
 from bishare_dsl.diagnostics import AdapterError, BishareError, ModelError, one_line
 from bishare_dsl.diagnostics.codes.models import HUB_REFUSED, HUB_UNREACHABLE
@@ -83,13 +82,15 @@ def adapter_folder(place: str | os.PathLike[str]) -> Path:
     name, revision, adapter = match.groups()
     # An invalid name fails with an error about its form.
     files = [*_FILES, f"adapters/{'*' if adapter is None else escape(adapter)}.safetensors"]
-    how: Any = {"revision": revision, "allow_patterns": files, "etag_timeout": _SECONDS}
     with _hub_errors(name, AdapterError, _ADAPTERS):
         try:
-            cached = Path(snapshot_download(name, **how))
+            folder = snapshot_download(
+                name, revision=revision, allow_patterns=files, etag_timeout=_SECONDS
+            )
         except RevisionNotFoundError:
             reason = f"it has no revision `{revision}`"
             raise AdapterError(HUB_REFUSED(name=name, reason=reason)) from None
+    cached = Path(folder)
     if not (cached / _CONFIG).is_file():
         reason = f"the repository is not an adapter: it has no {_CONFIG}"
         raise AdapterError(HUB_REFUSED(name=name, reason=reason))

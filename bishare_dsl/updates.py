@@ -130,10 +130,16 @@ def distance(one: Update, other: Update) -> Distance:
     return Distance(1, _product(one, one), _product(other, other), _product(one, other))
 
 
+def _dense(update: Update) -> torch.Tensor:
+    if isinstance(update, torch.Tensor):
+        return update
+    a, b = update
+    return b.mT @ a
+
+
 def _product(one: Update, other: Update) -> float:
     """Compute ``<B^T A, D^T C> = sum (A C^T) * (B D^T)``, in float64."""
     if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
-        x, y = (u if isinstance(u, torch.Tensor) else u[1].mT @ u[0] for u in (one, other))
-        return float((x.double() * y.double()).sum())
+        return float((_dense(one).double() * _dense(other).double()).sum())
     (a, b), (c, d) = one, other
     return float(((a.double() @ c.double().t()) * (b.double() @ d.double().t())).sum())

@@ -52,12 +52,15 @@ def _moved(question: Question, statement: Span, before: int) -> tuple[Edit, ...]
     return (Edit(Span(before, before), f"{text}\n"), Edit(statement, "")) if text else ()
 
 
+def _list_of(span: Span | None, word: str, question: Question) -> str:
+    """Return the text of a statement after its word; empty without a span."""
+    return "" if span is None else question.text_of(span).removeprefix(word).strip()
+
+
 def repeated(fact: Repeated, question: Question) -> Iterator[Remedy]:
     """Join two statements, or leave one out."""
-    first, second = (
-        "" if span is None else question.text_of(span).removeprefix(fact.word).strip()
-        for span in (fact.first_list, fact.second_list)
-    )
+    first = _list_of(fact.first_list, fact.word, question)
+    second = _list_of(fact.second_list, fact.word, question)
     joined, help = "", ""
     if fact.word == "where" and first and not _LOOSE.search(f"{first} {second}"):
         joined = f"where {first} and {second}"

@@ -129,8 +129,8 @@ def _counted(files: tuple[str, ...], adapters: str) -> tuple[tuple[str, ...], in
         raise click.UsageError(f"`{adapters}` is neither a folder nor a number in digits")
     from bishare_dsl.cli.adapters import adapters_in
 
-    found = [str(adapter) for adapter in adapters_in(Path(adapters))]
-    return files or (found[0],), len(found)
+    folders = [str(adapter) for adapter in adapters_in(Path(adapters))]
+    return files or (folders[0],), len(folders)
 
 
 def _cost(plan: Plan, adapters: int, memory: str | None, report: Report) -> None:
@@ -160,9 +160,9 @@ def _cost(plan: Plan, adapters: int, memory: str | None, report: Report) -> None
     fit = f"fit: how many, with the base, in {memory}\n" if memory is not None else ""
     if free is not None and free < 0:
         fit = f"fit: none, for the base alone takes more than {memory}\n"
+    counted = "1 adapter" if adapters == 1 else f"{adapters:,} adapters"
     report.tables(
-        f"{plan.spec} on {plan.base.name}: {adapters:,} adapter{'s' * (adapters > 1)}; "
-        f"the base takes {cost.size(base)} at 16 bits",
+        f"{plan.spec} on {plan.base.name}: {counted}; the base takes {cost.size(base)} at 16 bits",
         cost.table(rows, adapters, free),
         f"{fit}files: their size in bfloat16. slots: in an engine, in compact mode.\n"
         "No column tells what a smaller way loses: train it, compare with the last row.",

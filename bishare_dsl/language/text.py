@@ -187,8 +187,7 @@ def expression_text(node: m.Expression) -> str:
 def _written(node: m.Range | m.Expression) -> tuple[str, int]:
     match node:
         case int() | float():
-            text = repr(node)
-            return text, _SIGNED if text.startswith("-") else _ATOM
+            return repr(node), _SIGNED if repr(node).startswith("-") else _ATOM
         case m.Ref(ref=name):
             return (name if name in IN_EXPRESSIONS else spelled_name(name)), _ATOM
         case m.Match(attribute=attribute, pattern=pattern):
@@ -196,13 +195,8 @@ def _written(node: m.Range | m.Expression) -> tuple[str, int]:
             return f"{attribute} {spelled_pattern}", _ATOM
         case m.Call(function=function, arguments=arguments):
             return f"{function}({', '.join(map(_text, arguments))})", _ATOM
-        case m.Binary(op=op, left=left, right=right):
-            if (op, left) == ("-", 0) and not isinstance(right, int | float):
-                return f"-{_text(right, _SIGNED)}", _SIGNED
-            if op == "**":
-                return f"{_text(left, _ATOM)} ** {_text(right, _SIGNED)}", _POWER
-            level = _SUM if op in ("+", "-") else _PRODUCT
-            return f"{_text(left, level)} {op} {_text(right, level + 1)}", level
+        case m.Binary():
+            return _binary(node)
         case m.Compare(op=op, left=left, right=right):
             return f"{_text(left, _SUM)} {op} {_text(right, _SUM)}", _COMPARISON
         case m.Range(first=first, last=last):
@@ -211,11 +205,8 @@ def _written(node: m.Range | m.Expression) -> tuple[str, int]:
         case m.If(then=then, condition=condition, otherwise=otherwise):
             chosen = f"{_text(then, _OR)} if {_text(condition, _OR)}"
             return f"{chosen} else {_text(otherwise)}", _IF
-        case m.Cases(subject=subject, arms=arms, otherwise=otherwise):
-            cases = [f"{_list(arm.values)}: {_text(arm.result)}" for arm in arms]
-            if otherwise is not None:
-                cases.append(f"else: {_text(otherwise)}")
-            return f"match {_text(subject)} {{ {'; '.join(cases)} }}", _ATOM
+        case m.Cases():
+            return _cases(node), _ATOM
         case m.Member(value=value, among=(m.Range(last=last) as only,)) if last is not None:
             return f"{_text(value, _SUM)} in {_text(only)}", _COMPARISON
         case m.Member(value=value, among=among):
@@ -227,6 +218,23 @@ def _written(node: m.Range | m.Expression) -> tuple[str, int]:
         case m.Or(any_of=parts):
             return " or ".join(_text(part, _AND) for part in parts), _OR
     raise TypeError(f"not an expression: {node!r}")
+
+
+def _binary(node: m.Binary) -> tuple[str, int]:
+    op = node.op
+    if op == "-" and node.left == 0 and not isinstance(node.right, int | float):
+        return f"-{_text(node.right, _SIGNED)}", _SIGNED
+    if op == "**":
+        return f"{_text(node.left, _ATOM)} ** {_text(node.right, _SIGNED)}", _POWER
+    level = _SUM if op in ("+", "-") else _PRODUCT
+    return f"{_text(node.left, level)} {op} {_text(node.right, level + 1)}", level
+
+
+def _cases(node: m.Cases) -> str:
+    cases = [f"{_list(arm.values)}: {_text(arm.result)}" for arm in node.arms]
+    if node.otherwise is not None:
+        cases.append(f"else: {_text(node.otherwise)}")
+    return f"match {_text(node.subject)} {{ {'; '.join(cases)} }}"
 
 
 def spelled_name(name: str) -> str:

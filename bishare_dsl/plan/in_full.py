@@ -95,7 +95,9 @@ def _selected(
     if not problems:
         for mention in mentioned:
             problems += vocabulary.without_value(mention, places.all)
-    for side in ("include", "exclude") if not problems else ():
+    if problems:
+        return [], problems
+    for side in ("include", "exclude"):
         for i, part in enumerate(getattr(selection, side)):
             if not places.partition(part)[0]:
                 loc = (TRAIN, side, i)

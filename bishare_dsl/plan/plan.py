@@ -237,8 +237,10 @@ class Plan(Data):
 
     def runs_as(self, other: Plan) -> bool:
         """Return whether another plan for the same model computes the same, independent of names."""
-        mine, others = ((plan.tensors, plan.terms, plan.trained) for plan in (self, other))
-        return self is other or mine == others
+        if self is other:
+            return True
+        same_tensors = self.tensors == other.tensors and self.trained == other.trained
+        return same_tensors and self.terms == other.terms
 
     def magnitude(self, path: str) -> Term | None:
         """Return what scales the output of a site; None where nothing does."""

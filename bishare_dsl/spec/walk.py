@@ -117,17 +117,18 @@ def mentions(
 
 
 def _add(
-    found: list[Mention],
+    mentioned: list[Mention],
     part: object,
     purpose: Purpose | None,
     loc: Loc,
     domain: Domain | None,
     compared_with: m.Expression | None = None,
 ) -> None:
-    """Add every expression in a part of a spec."""
+    """Add every expression in a part of a spec to ``mentioned``."""
     if isinstance(part, tuple | dict):
-        for name, item in part.items() if isinstance(part, dict) else enumerate(part):
-            _add(found, item, purpose, (*loc, name), domain, compared_with)
+        items = part.items() if isinstance(part, dict) else enumerate(part)
+        for name, item in items:
+            _add(mentioned, item, purpose, (*loc, name), domain, compared_with)
         return
     if isinstance(part, str):
         part, purpose = m.Ref(ref=part), "name"
@@ -136,24 +137,23 @@ def _add(
             raise TypeError(f"the expression at {loc} has no purpose")
         # A predicate is a condition, even as a key.
         purpose = "condition" if purpose == "key" and isinstance(part, _PREDICATES) else purpose
-        found.append(Mention(loc, part, purpose, domain, compared_with))
+        mentioned.append(Mention(loc, part, purpose, domain, compared_with))
     if isinstance(part, m.If):
-        _add(found, part.condition, "condition", (*loc, "condition"), domain)
-        _add(found, part.then, purpose, (*loc, "then"), domain)
-        _add(found, part.otherwise, purpose, (*loc, "otherwise"), domain)
+        _add(mentioned, part.condition, "condition", (*loc, "condition"), domain)
+        _add(mentioned, part.then, purpose, (*loc, "then"), domain)
+        _add(mentioned, part.otherwise, purpose, (*loc, "otherwise"), domain)
     elif isinstance(part, Let) and part.value is not None:
-        _add(found, part.value, "key", (*loc, "selection", "include", 0), "let")
+        _add(mentioned, part.value, "key", (*loc, "selection", "include", 0), "let")
     elif isinstance(part, m.Cases):
         # A key may have words of its own.
         purpose = "word" if purpose == "key" else purpose
-        _add(found, part.subject, "subject", (*loc, "subject"), domain)
+        _add(mentioned, part.subject, "subject", (*loc, "subject"), domain)
         for i, arm in enumerate(part.arms):
-            at = (*loc, "arms", i)
-            _add(found, arm.values, "arm", (*at, "values"), domain, part.subject)
-            _add(found, arm.result, purpose, (*at, "result"), domain)
+            arm_loc = (*loc, "arms", i)
+            _add(mentioned, arm.values, "arm", (*arm_loc, "values"), domain, part.subject)
+            _add(mentioned, arm.result, purpose, (*arm_loc, "result"), domain)
         if part.otherwise is not None:
-            at = (*loc, "otherwise")
-            _add(found, part.otherwise, purpose, at, domain)
+            _add(mentioned, part.otherwise, purpose, (*loc, "otherwise"), domain)
     elif isinstance(part, BaseModel):
         for name, field_purpose, whose in _fields(type(part)):
             value = getattr(part, name)
@@ -164,7 +164,7 @@ def _add(
                 compared_with = part.left if name == "right" else part.right
             elif isinstance(part, m.Member):
                 compared_with = part.value if name == "among" else None
-            _add(found, value, field_purpose, (*loc, name), whose or domain, compared_with)
+            _add(mentioned, value, field_purpose, (*loc, name), whose or domain, compared_with)
 
 
 @cache

@@ -309,7 +309,8 @@ def _check_update(
     where = f"at {width.d_in} -> {width.d_out}"
     before = {role: value.detach().clone() for role, value in (*values.items(), ("x", x))}
     try:
-        update, again = (transform.update(x, values, rank, width) for _ in range(2))
+        update = transform.update(x, values, rank, width)
+        again = transform.update(x, values, rank, width)
     except RuntimeError as error:
         raise AssertionError(f"`update` raises {error} {where}") from error
     _check_kept({**values, "x": x}, before, f"`update` {where}")
@@ -370,7 +371,8 @@ def _check_learning(
             f"{where} with {' and '.join(zero) or 'nothing'} at zero, and `zeros` gives {parts}"
         )
         if delta.any() == bool(parts):
-            raise AssertionError(f"the update is {'not ' * bool(parts)}zero {at_zero}")
+            what = "not zero" if parts else "zero"
+            raise AssertionError(f"the update is {what} {at_zero}")
         if parts:
             weights = torch.rand(delta.shape, generator=_random(0), dtype=delta.dtype) + 1
             learns = any(g.any() for g in _gradients((delta * weights).sum(), [*some.values()]))

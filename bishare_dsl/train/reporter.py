@@ -49,8 +49,9 @@ class Reporter:
 
     def note(self, *texts: str) -> None:
         """Report events or facts."""
-        for text in () if self.quiet else texts:
-            self.say(text)
+        if not self.quiet:
+            for text in texts:
+                self.say(text)
 
     def once(self) -> Reporter:
         """Return a reporter for several runs, which repeats no problem and no warning."""

@@ -29,7 +29,7 @@ from bishare_dsl.folder.files import add_to_library, names_in, save_adapter, sav
 from bishare_dsl.folder.groups import GROUPS, Groups, read_groups
 from bishare_dsl.models.hooks import undo_prepare
 from bishare_dsl.peft.method import as_peft_model, install
-from bishare_dsl.show.shared import told_lines
+from bishare_dsl.show.shared import sharing_lines
 from bishare_dsl.spec import Spec
 from bishare_dsl.train.errors import TrainError, TrainingInterrupted, translate_refusals
 from bishare_dsl.train.folder import (
@@ -266,7 +266,7 @@ def load(
     words = request.owned(plan) if request.makes_library(plan) else plan.parameters_line
     if request.several:
         words = f"of each task: {words}"
-    reporter.note(words, *told_lines(plan))
+    reporter.note(words, *sharing_lines(plan))
     if request.trainable(plan) < FEW_PARAMETERS and args.learning_rate < LOW_RATE:
         rate = f"{args.learning_rate:g}: try --learning_rate 2e-3"
         reporter.note(f"so few parameters learn little at a rate of {rate}")
@@ -440,7 +440,7 @@ def _task_result(
     if folder is not None and request.makes_library(handle.plan):
         place = str(request.output_dir / f"{LIBRARY}#{task.name}")
     name = task.name if request.several else None
-    losses, held_out, correct = (logged(state.log_history, key, name) for key in EACH)
+    losses, held_out, correct = [logged(state.log_history, key, name) for key in EACH]
     # The adapter that is written is that of the last evaluation, or of the best one.
     best = state.best_global_step if trainer.args.load_best_model_at_end else None
     return TaskResult(

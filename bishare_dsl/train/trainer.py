@@ -303,8 +303,8 @@ class BankTrainer(AdapterTrainer):
     def _record(self, key: str, values: Mapping[int, float]) -> None:
         """Record a value of each task in the history, which Trainer would print for all of them."""
         of_tasks = {self.steps.tasks[i].name: value for i, value in values.items()}
-        entry: Any = {EACH[key]: of_tasks, "step": self.state.global_step}
-        self.state.log_history.append(entry)
+        log: list[Any] = self.state.log_history
+        log.append({EACH[key]: of_tasks, "step": self.state.global_step})
 
     @torch.no_grad()
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -382,9 +382,13 @@ class Watch(TrainerCallback):
         gradients = dict(self.trainer.gradients())
         missing = [f"`{n}`" for n, grad in gradients.items() if grad is None or not grad.any()]
         if missing:
-            names = ", ".join(missing[:8]) + " ..." * (len(missing) > 8)
-            total, step = len(gradients), state.global_step + 1
-            self._report(NO_GRADIENT(count=len(missing), total=total, step=step, names=names), None)
+            names = ", ".join(missing[:8])
+            if len(missing) > 8:
+                names += " ..."
+            problem = NO_GRADIENT(
+                count=len(missing), total=len(gradients), step=state.global_step + 1, names=names
+            )
+            self._report(problem, None)
 
     def _of_any(self, args: Args, flags: Sequence[bool]) -> Sequence[bool]:
         """Return which of the flags are set in any process."""

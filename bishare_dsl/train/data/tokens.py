@@ -191,8 +191,10 @@ class Encoder:
         return text, spans
 
     def _apply(self, messages: Messages, **options: Any) -> str:
-        how: Any = {"chat_template": self._template, "tokenize": False, **options}
-        return str(self._tokenizer.apply_chat_template(messages, **how))
+        text = self._tokenizer.apply_chat_template(
+            messages, chat_template=self._template, tokenize=False, **options
+        )
+        return str(text)
 
     @cached_property
     def _template(self) -> str:

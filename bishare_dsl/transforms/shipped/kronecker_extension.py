@@ -71,7 +71,8 @@ class KroneckerExtension(Transform):
 
     def own(self, rank: int, width: Width) -> Mapping[str, Own]:
         rows = rank if self.rowwise else rank // (self.shared_rank or rank)
-        k_in, k_out = (math.ceil(side / self.size) for side in width)
+        k_in = math.ceil(width.d_in / self.size)
+        k_out = math.ceil(width.d_out / self.size)
         return {
             "K_A": Own(rows, k_in, fan_in=k_in),
             "K_B": Own(rows, k_out, fan_in=rows),

@@ -54,7 +54,12 @@ class Mix(Transform):
     @property
     def mixed(self) -> str:
         """The factors that are mixtures: A, B, or both."""
-        return "A" * (self.count_A > 1) + "B" * (self.count_B > 1)
+        factors = ""
+        if self.count_A > 1:
+            factors += "A"
+        if self.count_B > 1:
+            factors += "B"
+        return factors
 
     @property
     def roles(self) -> tuple[str, ...]:
