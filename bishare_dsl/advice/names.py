@@ -15,7 +15,7 @@ from bishare_dsl.plan.in_full import PARTS as TRAINED_PARTS
 from bishare_dsl.spec import ATTRIBUTES, Ref, globs_of
 from bishare_dsl.spec.facts import UnknownName
 
-_MOST_LISTED = 12
+_MOST_LISTED = 16
 _PATHS = "a path reads `model.layers.0.self_attn.q_proj`, and in a pattern `*` is any of it"
 # What is said of a name where neither a near name nor the table helps.
 _EXPECTED = {

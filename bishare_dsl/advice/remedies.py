@@ -26,6 +26,7 @@ _BY_FACT: dict[type, Callable[[Any, Question], Iterator[Remedy]]] = {
     of_language.UsedBefore: statements.used_before,
     of_plan.BadOption: options.bad_option,
     of_plan.ComparedPattern: values.compared_pattern,
+    of_plan.JoinedTowers: values.joined_towers,
     of_plan.KeylessRole: values.keyless_role,
     of_plan.LetAsNumber: values.let_as_number,
     of_plan.NoMagnitude: values.no_magnitude,

@@ -9,6 +9,7 @@ from bishare_dsl.diagnostics import Edit, Span
 from bishare_dsl.language.text import expression_text
 from bishare_dsl.plan.facts import (
     ComparedPattern,
+    JoinedTowers,
     KeylessRole,
     LetAsNumber,
     NoMagnitude,
@@ -37,6 +38,7 @@ _FAULTS = {
     Fault.NO_CONDITION: "a condition compares numbers by `==`, `<` or `in`",
     Fault.NO_CONDITION_IN_LET: "compare it by `==`; a number is a `param`",
     Fault.NO_MODULE: "write a number or a param; `where`, `per` and `match` tell modules apart",
+    Fault.NO_SHARE: "`largest` can stand in `rank`, `scale` and `dropout` of a share",
     Fault.NEEDLESS_PART: "the other parts tell modules apart",
     Fault.ALWAYS_HOLDS: "write `and` where both must hold",
     Fault.NOT_OF_ONE_PART: "write `not (... or ...)` for several",
@@ -56,6 +58,9 @@ def fault(fact: Fault, question: Question) -> Iterator[Remedy]:
     """Say what to write in place of a value with a fault."""
     if fact is Fault.NEGATED_KEY:
         yield question.exactly(f" {question.written.lstrip('- ')}", "leave the hyphen out")
+    elif fact is Fault.DOES_NOT_ROUND:
+        text = question.written.replace("/", "//")
+        yield question.exactly(text, f"`//` rounds down and makes groups: write `{text}`")
     elif fact is Fault.COUNTS_INSTEAD_OF_LAYER:
         help = "`layers` is how many there are, and `layer` which one"
         if question.in_key:
@@ -140,6 +145,11 @@ def no_probability(fact: NoProbability, question: Question) -> Iterator[Remedy]:
 def let_as_number(fact: LetAsNumber, question: Question) -> Iterator[Remedy]:
     """Say what a number is."""
     yield Remedy(f"a `let` is not a number: `param {fact.name} = 8` is one")
+
+
+def joined_towers(fact: JoinedTowers, question: Question) -> Iterator[Remedy]:
+    """Tell the towers apart."""
+    yield question.exactly("tower, layer", "`per tower, layer` is each block of the model")
 
 
 def keyless_role(fact: KeylessRole, question: Question) -> Iterator[Remedy]:

@@ -11,23 +11,11 @@ import math
 from typing import TYPE_CHECKING
 
 from bishare_dsl.initial.counter import normal_quantiles, philox_of, uniform
+from bishare_dsl.plan.structures import power_of_two
+from bishare_dsl.spec import STRUCTURED
 
 if TYPE_CHECKING:
     from numpy import ndarray
-
-STRUCTURED = ("orthogonal", "cosine", "hadamard", "sparse")
-"""The words of structured initial values."""
-
-
-def why_no_structure(word: str, rows: int, columns: int) -> str | None:
-    """Explain why a matrix of this shape cannot have a structure; None if it can."""
-    if word == "cosine" and rows > columns:
-        return f"there are {columns} cosines of that width, and it has {rows} rows"
-    if word == "hadamard" and rows > _power_of_two(columns):
-        return (
-            f"a Hadamard matrix of that width has {_power_of_two(columns)} rows, and it has {rows}"
-        )
-    return None
 
 
 def orthogonal(rows: int, columns: int, seed: int | str, name: str) -> ndarray:
@@ -68,7 +56,7 @@ def hadamard(rows: int, columns: int, seed: int | str, name: str) -> ndarray:
     """
     import numpy as np
 
-    size = _power_of_two(columns)
+    size = power_of_two(columns)
     order = np.argsort(philox_of(seed, name).random_raw(size), kind="stable")
     both = order[:rows, None] & np.arange(columns)
     ones = np.zeros_like(both)
@@ -114,10 +102,6 @@ def fill_structured(values: ndarray, word: str, amount: float, seed: int | str, 
             values[:] = sparse(rows, columns, amount, seed, name)
         case _:
             raise ValueError(f"{word!r} is none of {STRUCTURED}")
-
-
-def _power_of_two(number: int) -> int:
-    return 1 << (number - 1).bit_length()
 
 
 def _in_order(terms: ndarray) -> ndarray:

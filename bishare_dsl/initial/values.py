@@ -10,9 +10,10 @@ from torch import nn
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.initial.counter import distribution, fill
+from bishare_dsl.initial.structured import fill_structured
 from bishare_dsl.models.hooks import gather, resident_tensor
 from bishare_dsl.plan import Plan, Tensor
-from bishare_dsl.spec import SINGULAR
+from bishare_dsl.spec import SINGULAR, STRUCTURED
 
 
 def first_values(
@@ -101,8 +102,13 @@ def draw_tensor(tensor: Tensor, seed: int) -> torch.Tensor:
     U(-a, a), ``positive``: U(0, a). With its fan-in n, ``kaiming_uniform``: U(-1/sqrt(n), 1/sqrt(n)), as
     in LoRA and `nn.Linear` (a = sqrt(5)), ``kaiming_normal``: N(0, 2/n). ``choice``: distinct integers
     below n, one for each row. Its columns are base-256 digits, which 16-bit types represent exactly.
+    `bishare_dsl.initial.structured` has those with a structure.
     """
     # Allocate by torch, because kernels round differently at other alignments.
     values = torch.empty(tensor.shape, dtype=torch.float32, device="cpu")
-    fill(values.numpy(), distribution(tensor), seed, tensor.like or tensor.name)
+    name = tensor.like or tensor.name
+    if tensor.init in STRUCTURED:
+        fill_structured(values.numpy(), tensor.init, tensor.amount, seed, name)
+    else:
+        fill(values.numpy(), distribution(tensor), seed, name)
     return values

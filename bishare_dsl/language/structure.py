@@ -22,7 +22,7 @@ from bishare_dsl.language.facts import (
 from bishare_dsl.language.grammar import DEFAULTS, SINGLE
 from bishare_dsl.language.parse import Problems, parse
 from bishare_dsl.language.syntax import Statement, Syntax, Words, first_token, span_of, unquoted
-from bishare_dsl.spec.expression import FUNCTIONS, arity_problem
+from bishare_dsl.spec.expression import FUNCTIONS, SPARSE, arity_problem
 from bishare_dsl.spec.facts import UnknownName
 
 # Rules whose parts begin with a name, and the noun for such a part in messages.
@@ -254,7 +254,7 @@ def _check_tree(tree: Words) -> Iterator[Problem]:
         yield from _twice([(f"{what} `{unquoted(first_token(p))}`", p) for p in parts])
     elif tree.data == "call":
         name, arguments = first_token(tree), cast(Words, tree.children[1])
-        if name not in FUNCTIONS:
+        if name not in (*FUNCTIONS, SPARSE):
             why = "is not a function"
             fact = UnknownName(str(name), "function", frozenset(FUNCTIONS))
             yield codes.BAD_CALL(span=span_of(name), name=name, why=why, fact=fact)

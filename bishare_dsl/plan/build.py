@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import field
+from dataclasses import field, replace
 from typing import TypeAlias
 
 from bishare_dsl import spec as m
@@ -22,13 +22,14 @@ from bishare_dsl.diagnostics.record import Record
 from bishare_dsl.models.parts import parts_outside
 from bishare_dsl.models.site import Architecture, LeftOut, Site, layers_of
 from bishare_dsl.plan.check import check, rank_of
-from bishare_dsl.plan.facts import NoMagnitude, NoPool, NothingSelected, UnequalPool
+from bishare_dsl.plan.facts import JoinedTowers, NoMagnitude, NoPool, NothingSelected, UnequalPool
 from bishare_dsl.plan.in_full import train
 from bishare_dsl.plan.names import attribute, key_name, owner, short_path, start_name
 from bishare_dsl.plan.plan import Plan, Pool, Tensor, Term
 from bishare_dsl.plan.references import comparable, key_of, key_text, owner_of, tensor_text
 from bishare_dsl.plan.select import Sites
 from bishare_dsl.plan.settings import ShareSettings, SpecSettings, at_via, fitted, settings_read
+from bishare_dsl.plan.structures import why_no_structure
 from bishare_dsl.plan.via import located
 from bishare_dsl.plan.vocabulary import key_value
 from bishare_dsl.spec import meant
@@ -349,6 +350,7 @@ class _SharePlan:
             groups = self._groups(role, self.share.key(role), places)
             for key, members in groups.items():
                 self._pool(role, key, members, places)
+            self._towers(role, groups)
         for place in places:
             self._private(place)
         self._places = places
@@ -513,8 +515,9 @@ class _SharePlan:
                 path = self.sites.sites[i].path
                 rank = ranks[path]
                 if rank and rank not in at_ranks:
+                    scope = self._scope(i, covered)
                     at_ranks[rank] = self.spec_settings.at_site(
-                        self.index, resolved[rank], rank, self.sites.site_sets.scopes[i]
+                        self.index, resolved[rank], rank, scope
                     )
                 if rank:
                     settings[path] = at_ranks[rank]
@@ -537,6 +540,24 @@ class _SharePlan:
             if pooled or role in place.own:
                 groups.setdefault(value, []).append(place)
         return groups
+
+    def _towers(self, role: str, groups: _Groups) -> None:
+        """Warn of a pool that joins a layer of one tower and the layer of that number in another."""
+        key, layer = self.share.key(role), m.Ref(ref="layer")
+        if layer not in key:
+            return
+        loc = (*self._key_loc(role), key.index(layer))
+        for members in groups.values():
+            towers = list(dict.fromkeys(place.site.tower for place in members))
+            if len(towers) > 1:
+                problem = codes.JOINS_TOWERS(
+                    layer=members[0].site.layer,
+                    towers=" and ".join(f"`{tower}`" for tower in towers),
+                    loc=loc,
+                    fact=JoinedTowers(),
+                )
+                self.spec_settings.add([problem])
+                return
 
     def _pool(
         self,
@@ -650,6 +671,8 @@ class _SharePlan:
     def _tensor(self, name: str, role: str, shape: Own, user: _TermSite, owner: str) -> None:
         """Add a tensor of some sites, ``user`` the first of them, that the module ``owner`` holds."""
         start = user.resolved.starts[role]
+        if start.init in m.STRUCTURED:
+            self._structured(role, start.init, shape)
         self.tensors.append(
             Tensor(
                 name=name,
@@ -662,6 +685,20 @@ class _SharePlan:
                 owner=owner,
             )
         )
+
+    def _structured(self, role: str, word: str, shape: Own) -> None:
+        """Check that a matrix of a tensor's shape can have a structure.
+
+        Raises:
+            PlanError: it cannot (BS325).
+        """
+        why = why_no_structure(word, shape.rows, shape.columns)
+        if why is not None:
+            loc: Loc = (*(self.loc if role in self.share.init else ("defaults",)), "init", role)
+            problem = codes.NO_STRUCTURE(
+                role=role, share=self.share.name, start=word, why=why, loc=loc
+            )
+            raise PlanError(problem)
 
     def _own(self, place: _TermSite) -> None:
         """Compute the shapes of a site's private tensors."""
@@ -734,7 +771,7 @@ class _SharePlan:
         self.spec_settings.add(idle)
         ranks: dict[str, int] = {}
         for group in self.sites.site_sets.groups(self.share.rank, "number", covered):
-            rank = self._rank(self.sites.site_sets.scopes[group[0]])
+            rank = self._rank(self._scope(group[0], covered))
             ranks |= {self.sites.sites[i].path: rank for i in group}
         return {} if idle else ranks
 
@@ -751,6 +788,11 @@ class _SharePlan:
                 yield codes.ARM_NOTHING(
                     value=what, share=self.share.name, loc=loc, fact=problem.fact
                 )
+
+    def _scope(self, site: int, covered: Set[int]) -> Scope:
+        """Return the scope of a site, with those of all modules of the share."""
+        scopes = self.sites.site_sets.scopes
+        return replace(scopes[site], modules=tuple(scopes[i] for i in sorted(covered)))
 
     def _rank(self, scope: Scope) -> int:
         """Return the rank of the share at one site."""

@@ -206,6 +206,8 @@ def _keys(spec: m.Spec) -> Iterator[Problem]:
                     case m.Binary(op="-", left=0, right=m.Ref()):
                         why = "a hyphen is a minus"
                         yield codes.NO_VALUE(why=why, loc=loc, fact=Fault.NEGATED_KEY)
+                    case m.Binary(op="/", left=m.Ref(ref=name)) if name in m.ATTRIBUTES:
+                        yield codes.NOT_ROUNDED(name=name, loc=loc, fact=Fault.DOES_NOT_ROUND)
                     case _ if names <= {"layers"} and "references" not in place:
                         fault = None
                         if names:

@@ -94,6 +94,10 @@ class LetAsNumber(Record):
     name: str
 
 
+class JoinedTowers(Record):
+    """A key that joins the layers of one number in several towers."""
+
+
 class KeylessRole(Record):
     """A tensor without a key, in a share without a key for all."""
 

@@ -43,9 +43,9 @@ from bishare_dsl.transforms.registry import COMPOSED
 _INITIALS: dict[str, Start] = {
     name: Start(name, 0.02 if name == "normal" else 1.0)
     for name in get_args(m.Initial)
-    if name not in ("constant", "choice")
+    if name not in ("constant", "choice", "sparse")
 }
-"""Initial values that a spec can name."""
+"""Initial values that a spec can name by one word."""
 
 
 COUNTED: tuple[Literal["layer", "expert"], ...] = ("layer", "expert")
@@ -378,13 +378,25 @@ class SpecSettings:
     def _initial(self, given: m.Expression, loc: Loc, problems: list[Problem]) -> Start:
         from bishare_dsl.language.text import expression_text
 
+        if isinstance(given, m.Call) and given.function == m.SPARSE:
+            return self._sparse(given.arguments[0], (*loc, "arguments", 0), problems)
         name = self.params.get(given.ref, given.ref) if isinstance(given, m.Ref) else given
         if isinstance(name, str) and name in _INITIALS:
             return _INITIALS[name]
         word = expression_text(given).replace(" - ", "-") if name is given else str(name)
-        fact = UnknownName(word, "init", frozenset(_INITIALS))
+        fact = UnknownName(word, "init", frozenset({*_INITIALS, "sparse(0.1)"}))
         problems.append(codes.UNKNOWN_INIT(name=word, loc=loc, fact=fact))
         return Start("zeros")
+
+    def _sparse(self, part: m.Expression, loc: Loc, problems: list[Problem]) -> Start:
+        """Return the start of a tensor of which a fraction of the entries is not zero."""
+        fraction = self._number(part, loc, 1, problems)
+        if not 0 < fraction <= 1:
+            what, why = "the fraction of `sparse`", "it is a probability, above 0 and at most 1"
+            fact = NoProbability(fraction)
+            problem = codes.BAD_NUMBER(what=what, value=fraction, why=why, loc=loc, fact=fact)
+            problems.append(problem)
+        return Start("sparse", fraction)
 
 
 def settings_read(loc: Loc) -> tuple[str, ...]:

@@ -295,6 +295,8 @@ def roles(plan: Plan) -> list[RoleRow]:
 
 
 def _start(tensor: Tensor) -> str:
+    if tensor.init == "sparse":
+        return f"sparse({tensor.amount:g})"
     return f"{tensor.amount:g}" if tensor.init == "constant" else tensor.init
 
 

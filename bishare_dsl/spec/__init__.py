@@ -2,6 +2,7 @@
 
 from bishare_dsl.spec.expression import ATTRIBUTES as ATTRIBUTES
 from bishare_dsl.spec.expression import EACH_ADAPTER as EACH_ADAPTER
+from bishare_dsl.spec.expression import SPARSE as SPARSE
 from bishare_dsl.spec.expression import And as And
 from bishare_dsl.spec.expression import Arm as Arm
 from bishare_dsl.spec.expression import Binary as Binary
@@ -20,6 +21,7 @@ from bishare_dsl.spec.expression import Selection as Selection
 from bishare_dsl.spec.expression import globs_of as globs_of
 from bishare_dsl.spec.spec import MAGNITUDE as MAGNITUDE
 from bishare_dsl.spec.spec import SINGULAR as SINGULAR
+from bishare_dsl.spec.spec import STRUCTURED as STRUCTURED
 from bishare_dsl.spec.spec import Gain as Gain
 from bishare_dsl.spec.spec import Initial as Initial
 from bishare_dsl.spec.spec import Let as Let

@@ -6,7 +6,7 @@ import fnmatch
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from functools import lru_cache
 from typing import Any
@@ -35,7 +35,7 @@ _OPERATORS: dict[str, Callable[[float, float], Any]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
-_FUNCTIONS: dict[m.Function, Callable[..., int | float]] = {
+_FUNCTIONS: dict[str, Callable[..., int | float]] = {
     "abs": abs,
     "floor": math.floor,
     "max": max,
@@ -62,7 +62,8 @@ class Scope(Record):
 
     ``values`` holds params, the site's attributes and ``rank``. ``lets`` says whether each let selects
     the site; any other name in a condition is a kind. ``named`` holds the lets that name a value, with
-    their locations. ``layers`` resolves negative layers. Globs skip a site that is ``by_name``.
+    their locations. ``modules`` are the scopes of a share's modules, where they are known. ``layers``
+    resolves negative layers. Globs skip a site that is ``by_name``.
     """
 
     values: Mapping[str, Value]
@@ -70,6 +71,7 @@ class Scope(Record):
     layers: int = 0
     by_name: bool = False
     named: dict[str, tuple[m.Expression, Loc]] = field(default_factory=dict)
+    modules: Sequence[Scope] = ()
 
     @property
     def where(self) -> str:
@@ -107,6 +109,11 @@ class Scope(Record):
                     why = f"it divides by zero{self.where}"
                     fact = Fault.KEY_DIVIDES_BY_ZERO if in_key(loc) else Fault.DIVIDES_BY_ZERO
                     raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, fact=fact)) from error
+            case m.Call(function="largest", arguments=(argument,)):
+                return self._largest(argument, loc)
+            case m.Call(function="sparse"):
+                why = "`sparse` says how a tensor starts, after `init`"
+                raise EvaluationError(codes.NO_VALUE(loc=loc, why=why))
             case m.Call(function=function, arguments=arguments):
                 numbers = [self.number(x, (*loc, "arguments", i)) for i, x in enumerate(arguments)]
                 if function == "sqrt" and numbers[0] < 0:
@@ -161,6 +168,17 @@ class Scope(Record):
         if cases.otherwise is None:
             raise EvaluationError(NO_ARM(site=self.values.get("path", subject), loc=loc))
         return cases.otherwise, (*loc, "otherwise")
+
+    def _largest(self, argument: m.Expression, loc: Loc) -> int | float:
+        """Return the largest value of an expression at a module of the share.
+
+        Raises:
+            EvaluationError: BS210, as no share is known here, or the expression has no value at a module.
+        """
+        if not self.modules:
+            why = "`largest` is over the modules of a share, which are not known in this place"
+            raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, fact=Fault.NO_SHARE))
+        return max(scope.number(argument, (*loc, "arguments", 0)) for scope in self.modules)
 
     def _no_number(self, name: str, loc: Loc) -> Problem:
         """Return the problem of a name that stands for no number."""

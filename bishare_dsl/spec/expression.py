@@ -67,8 +67,12 @@ class Binary(Node):
     right: Expression
 
 
-Function = Literal["abs", "floor", "max", "min", "sqrt"]
+Function = Literal["abs", "floor", "largest", "max", "min", "sqrt"]
 FUNCTIONS: tuple[Function, ...] = get_args(Function)
+"""Functions of numbers. ``largest`` is the largest value at a module of the share."""
+
+SPARSE: Literal["sparse"] = "sparse"
+"""An initial value with an argument, which is written as a call."""
 
 
 def arity_problem(function: str, count: int) -> str | None:
@@ -79,9 +83,9 @@ def arity_problem(function: str, count: int) -> str | None:
 
 
 class Call(Node):
-    """``sqrt(rank)``, ``min(rank, layers)``: a function of numbers."""
+    """``sqrt(rank)``, ``min(rank, layers)``: a function of numbers; or the initial value ``sparse(0.1)``."""
 
-    function: Function
+    function: Function | Literal["sparse"]
     arguments: tuple[Expression, ...]
 
     @model_validator(mode="after")

@@ -88,6 +88,8 @@ class Fault(Enum):
     NO_CONDITION = auto()
     NO_CONDITION_IN_LET = auto()
     NO_MODULE = auto()
+    NO_SHARE = auto()
+    DOES_NOT_ROUND = auto()
     NEGATED_KEY = auto()
     COUNTS_INSTEAD_OF_LAYER = auto()
     NEEDLESS_PART = auto()

@@ -18,6 +18,11 @@ Singular = Literal["svd", "svd_bottom", "svd_vectors", "svd_vectors_bottom", "sv
 
 SINGULAR: frozenset[str] = frozenset(get_args(Singular))
 
+Structured = Literal["orthogonal", "cosine", "hadamard", "sparse"]
+"""Initial values with a structure, of which `bishare_dsl.initial.structured` has the equations."""
+
+STRUCTURED: tuple[Structured, ...] = get_args(Structured)
+
 Initial = Literal[
     "zeros",
     "ones",
@@ -28,6 +33,7 @@ Initial = Literal[
     "kaiming_normal",
     "constant",
     "choice",
+    Structured,
     Singular,
 ]
 """Initial values of a tensor. `bishare_dsl.initial.values` has the distributions, and

@@ -3,15 +3,19 @@
 import numpy as np
 import pytest
 
-from bishare_dsl.initial import structured
+from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.initial.structured import (
-    STRUCTURED,
     cosine,
     fill_structured,
     hadamard,
     orthogonal,
     sparse,
 )
+from bishare_dsl.plan.structures import why_no_structure
+from bishare_dsl.spec import STRUCTURED
+from tests.support.checks import check_spec
+from tests.support.families import tiny_model
+from tests.support.stored import load_stored
 
 KNOWN = [
     [0.8327229619026184, -0.025272920727729797, -0.553112804889679],
@@ -78,13 +82,33 @@ def test_known_values():
 
 
 def test_what_has_no_structure():
-    assert structured.why_no_structure("cosine", 5, 4) == (
+    assert why_no_structure("cosine", 5, 4) == (
         "there are 4 cosines of that width, and it has 5 rows"
     )
-    assert structured.why_no_structure("hadamard", 9, 6) == (
+    assert why_no_structure("hadamard", 9, 6) == (
         "a Hadamard matrix of that width has 8 rows, and it has 9"
     )
-    assert structured.why_no_structure("hadamard", 8, 6) is None
-    assert structured.why_no_structure("orthogonal", 9, 6) is None
+    assert why_no_structure("hadamard", 8, 6) is None
+    assert why_no_structure("orthogonal", 9, 6) is None
     with pytest.raises(ValueError, match="none of"):
         fill_structured(np.empty((1, 1), np.float32), "zeros", 1.0, 0, "a")
+
+
+@pytest.mark.parametrize("word", ["orthogonal", "cosine", "hadamard", "sparse(0.25)"])
+def test_frozen_structure_in_an_adapter(word, tmp_path):
+    """A start with a structure is frozen, drawn again and not stored, and its term learns from zero."""
+    text = f"spec s target q_proj, v_proj share s per layer rank 4 via SS init A {word} freeze A"
+    model = compile_spec(parse_spec(text), tiny_model("llama"), seed=7)
+    tensors = model.bishare.tensors()
+    expected = np.empty(tuple(tensors["s.layer_0.A"].shape), np.float32)
+    name, _, amount = word.rstrip(")").partition("(")
+    fill_structured(expected, name, float(amount or 1), 7, "s.layer_0.A")
+    np.testing.assert_array_equal(tensors["s.layer_0.A"].detach().numpy(), expected)
+    assert not tensors["s.layer_0.A"].requires_grad
+    model.bishare.save_pretrained(tmp_path)
+    assert not any(name.endswith(".A") for name in load_stored(tmp_path))
+    loaded = load_adapter(tmp_path, tiny_model("llama"))
+    np.testing.assert_array_equal(
+        loaded.bishare.tensors()["s.layer_0.A"].detach().numpy(), expected
+    )
+    check_spec(parse_spec(text), tiny_model("llama"))

@@ -167,3 +167,14 @@ def test_words_of_a_named_key():
 def test_text_of_a_named_key():
     spec = parse_spec(f"{HEAD}{GROUP}\nshare s per group, kind rank 4\n")
     assert parse_spec(spec_text(spec)) == spec
+
+
+def test_largest_value_at_a_module_of_the_share():
+    where = "where q_proj or (up_proj and late)"
+    plan, _ = planned(
+        "", f"share s {where} per module rank largest(out) // 1376 scale in / largest(out)"
+    )
+    assert {term.rank for term in plan.terms} == {11008 // 1376}
+    assert {term.scale for term in plan.terms} == {4096 / 11008}
+    plan, _ = planned("", "share s where q_proj per module rank largest(out + layer) // 1000")
+    assert {term.rank for term in plan.terms} == {(4096 + 31) // 1000}

@@ -8,8 +8,9 @@ import pytest
 from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.language import read
 from bishare_dsl.language.grammar import lark
-from bishare_dsl.models import Architecture, Site, preset
+from bishare_dsl.models import Architecture, Site, inspect_model, preset
 from bishare_dsl.plan import build_plan
+from tests.support.families import tiny_model
 
 # What stands for an expression, alone or in a selection, a key or a list, in the rules of `share.lark`.
 HOLDING = {
@@ -209,3 +210,21 @@ def test_experts_are_those_of_the_model_and_asked_of_the_target_alone(mixture, w
 )
 def test_of_these_nothing_is_said(text):
     assert found_in(text) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "found"),
+    [
+        ("layer", [("BS326", "warning", "layer")]),
+        ("layer, kind", [("BS326", "warning", "layer")]),
+        ("tower, layer", []),
+        ("layer, tower", []),
+        ("layer % 2", []),
+        ("parent, module", []),
+    ],
+)
+def test_key_joins_layers_of_two_towers(key, found):
+    model = inspect_model(tiny_model("t5"))
+    assert found_in(f"target q, v\nshare s per {key} rank 2 via SS", model) == found
+    text = f"target q, v\nshare s where tower == encoder per {key} rank 2 via SS"
+    assert [one for one in found_in(text, model) if one[0] == "BS326"] == []

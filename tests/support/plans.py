@@ -243,9 +243,13 @@ class _Drawing:
 
     def rank(self, sites):
         """Generate a rank, and the attribute it depends on."""
-        form = self.any("number", "number", "kind", "layer", "computed")
+        form = self.any("number", "number", "kind", "layer", "computed", "largest")
         if form == "number":
             return self.number(self.draw(st.integers(1, 4))), None
+        if form == "largest":
+            width = Call(function="largest", arguments=(IN,))
+            part = Binary(op="//", left=width, right=16)
+            return Call(function="max", arguments=(1, part)), None
         if form == "computed":
             return Binary(op="+", left=Binary(op="%", left=LAYER, right=3), right=1), LAYER
         site = self.any(*sites)
@@ -295,6 +299,8 @@ class _Drawing:
                 {"A": Ref(ref="zeros"), "B": Ref(ref="uniform")},
                 {"A": Ref(ref="normal"), "B": Ref(ref="zeros")},
                 {"A": Ref(ref="ones")},
+                {"A": Ref(ref="orthogonal")},
+                {"A": Call(function="sparse", arguments=(0.5,))},
             ),
         }
 

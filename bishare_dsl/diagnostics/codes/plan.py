@@ -29,5 +29,7 @@ NO_MAGNITUDE = Code("BS323", "`magnitude` cannot scale `{path}`: {why}")
 NOT_THE_TENSOR = Code(
     "BS324", "`{role}` of share `{share}` cannot be `{tensor}` at `{path}`: {why}"
 )
+NO_STRUCTURE = Code("BS325", "`{role}` of `{share}` cannot start as `{start}`: {why}")
+JOINS_TOWERS = warning("BS326", "this key joins layer {layer} of the towers {towers}")
 GATE_RANK = warning("BS350", "gates of rank {gate_rank} make this update rank {gate_rank} at most")
 KERNEL_CROPS = warning("BS351", "size {size} does not divide {widths}: KE goes past it and crops")
