@@ -277,7 +277,7 @@ def check_seed(spec, model, seed=0, compiled=None):
         tensors = plan_spec(spec, model).tensors
     # Constants do not depend on the seed or the tensor, and indices among few choices may be equal.
     random = (t for t in tensors if t.drawn and t.like is None)
-    constant = ("zeros", "ones", "constant", "choice", "cosine")
+    constant = ("zeros", "ones", "constant", "choice", "cosine", "hadamard", "sparse")
     drawn = [t for t in random if t.init not in constant]
     kept = [tensor.name for tensor in drawn if torch.equal(other[tensor.name], first[tensor.name])]
     _same(kept, [], "tensors that another seed leaves as they were")
