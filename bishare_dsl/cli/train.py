@@ -122,6 +122,7 @@ def _own_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "bishare train bishare_ss lora --config train.yaml --match lora:r=2 --free r_local,r_intra,r_inter,r",
         "bishare train lora --model ./my-checkpoint --data tasks/*.jsonl --output_dir out",
         "bishare train library_core --model ./my-checkpoint --data customers/ --output_dir out",
+        "bishare train library_core --model ./my-checkpoint --data customers/ --groups 3 --output_dir out",
         "bishare train --resume out --num_train_epochs 3",
         "torchrun --nproc_per_node 8 -m bishare_dsl.cli.main train lora --config train.yaml",
     ),

@@ -78,7 +78,10 @@ class Pace:
 LORA_PACE = Pace(rate=2e-3, steps=60)
 """Of tasks that share nothing: a higher rate is for the few numbers that a task of a library owns."""
 LIBRARY_PACE = Pace(rate=1e-2, steps=80)
-"""Of a library: members and newcomers learn more than at 3e-3 (benchmarks/notes/2026-12-03-groups.md)."""
+"""Of a library: members and newcomers learn more than in as many steps at 3e-3.
+
+160 steps at 3e-3 are better for members and level for newcomers (benchmarks/notes/2026-12-03-groups.md).
+"""
 
 NEW_RUN = "start a new run with all arguments, in another `--output_dir`"
 """The remedy for a run that cannot be resumed, because something is not as it was."""
@@ -158,17 +161,11 @@ def prepare(
     pace = LIBRARY_PACE if request.makes_library(trainable.plan) else LORA_PACE
     if request.several and "learning_rate" not in request.arguments:
         args.learning_rate = pace.rate
-    if tokenizer is None and isinstance(base, Source):
-        tokenizer = load_tokenizer(base)
-    if tokenizer is None or isinstance(tokenizer, str):
-        name = "the model" if base is request.model else request.model
-        raise TrainError(NO_TOKENIZER(model=name))
+    tokenizer = _tokenizer_of(request, base, tokenizer)
     tasks = read_tasks(request, args, tokenizer, reporter)
     record = _record(request, trainable, tasks, names)
     if groups is not None:
-        if groups.were_found and groups.data != record["data"]:
-            reason = f"the groups in `{request.output_dir}` were found in other examples"
-            raise TrainError(codes.BAD_COMBINATION(reason=reason, help=NEW_RUN))
+        check_same_examples(request, groups, record["data"])
         tasks = join_groups(tasks, groups.tasks)
     if request.resume is not None:
         check_resumed(request.resume, record)
@@ -190,6 +187,24 @@ def prepare(
         warm_up=warm,
         groups=groups,
     )
+
+
+def _tokenizer_of(
+    request: Request,
+    base: PreTrainedModel | Source,
+    tokenizer: PreTrainedTokenizerBase | str | None,
+) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a run, which is loaded if it is None.
+
+    Raises:
+        TrainError: the base has none (BS805).
+    """
+    if tokenizer is None and isinstance(base, Source):
+        tokenizer = load_tokenizer(base)
+    if tokenizer is None or isinstance(tokenizer, str):
+        name = "the model" if base is request.model else request.model
+        raise TrainError(NO_TOKENIZER(model=name))
+    return tokenizer
 
 
 def _record(
@@ -351,6 +366,17 @@ def check_groups(request: Request, plan: Plan) -> None:
         reason = f"adapters of `{plan.spec}` share nothing, so their numbers cannot be compared"
         help = "take a spec of a library, such as `library_core`"
         raise TrainError(codes.BAD_GROUPS(reason=reason, help=help))
+
+
+def check_same_examples(request: Request, groups: Groups, data: str) -> None:
+    """Check that groups were found in the examples of a run, which have this digest.
+
+    Raises:
+        TrainError: they were found in others (BS732).
+    """
+    if groups.were_found and groups.data != data:
+        reason = f"the groups in `{request.output_dir}` were found in other examples"
+        raise TrainError(codes.BAD_COMBINATION(reason=reason, help=NEW_RUN))
 
 
 def join_groups(tasks: Sequence[Task], groups: Mapping[str, Sequence[str]]) -> list[Task]:

@@ -150,11 +150,16 @@ class TrainResult:
             if self.accuracy is not None:
                 judge = f"bishare eval {few} {base} --data ...\n"
             parts.append(f"{judge}bishare merge {folder} {base} --out merged")
+        return "\n\n".join([*parts, *self._texts_of_groups()])
+
+    def _texts_of_groups(self) -> list[str]:
+        """Return the groups that new tasks take, and scores of numbers of groups, where there are any."""
+        texts = list[str]()
         if self.group_choices:
-            parts.append(choices_text(self.group_choices))
+            texts.append(choices_text(self.group_choices))
         if self.group_scores is not None:
-            parts.append(str(self.group_scores))
-        return "\n\n".join(parts)
+            texts.append(str(self.group_scores))
+        return texts
 
     @property
     def loss_line(self) -> str:

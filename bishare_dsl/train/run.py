@@ -45,7 +45,7 @@ from bishare_dsl.train.folder import (
 from bishare_dsl.train.grouping import SCORES
 from bishare_dsl.train.many.adapters import TaskAdapters
 from bishare_dsl.train.many.found import check_scores, find_groups, score_groups, start_from_means
-from bishare_dsl.train.many.groups import GroupChoice, cannot_be_judged
+from bishare_dsl.train.many.groups import GroupChoice, GroupScores, cannot_be_judged
 from bishare_dsl.train.many.nearest import take_groups
 from bishare_dsl.train.many.start import record_starts, start_tasks
 from bishare_dsl.train.prepare import (
@@ -324,10 +324,7 @@ def fit(
         scores = None
         if adapters is not None:
             record_starts(prepared, adapters, cached)
-            if request.groups == SCORES:
-                reporter.note("scoring numbers of groups ...")
-                library = request.output_dir / LIBRARY
-                scores = score_groups(prepared, adapters, library, cached=cached)
+            scores = _score(prepared, adapters, reporter, cached=cached)
         model.eval()
         result = _result(prepared, handle, trainer, reporter, time.monotonic() - began)
         result = replace(result, group_scores=scores, group_choices=choices)
@@ -335,6 +332,17 @@ def fit(
             results = record_results(result, trainer.held_out)
             complete_record(request.output_dir, results=results)
     return result
+
+
+def _score(
+    prepared: Prepared, adapters: TaskAdapters, reporter: Reporter, *, cached: bool
+) -> GroupScores | None:
+    """Return scores of numbers of groups, if they are asked for."""
+    if prepared.request.groups != SCORES:
+        return None
+    reporter.note("scoring numbers of groups ...")
+    library = prepared.request.output_dir / LIBRARY
+    return score_groups(prepared, adapters, library, cached=cached)
 
 
 def _start(
