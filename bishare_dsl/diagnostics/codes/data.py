@@ -25,10 +25,20 @@ MORE_PROBLEMS = note("BS717", "{count:,} more like these in `{name}`")
 
 # Encoding -----------------------------------------------------------------------------------------
 
-NO_CHAT_TEMPLATE = Code("BS718", "`{name}` has chats, and the tokenizer has no chat template")
+NO_CHAT_TEMPLATE = Code(
+    "BS718",
+    "the rows of `{name}` are chats, and the tokenizer has no chat template to write them with",
+)
 TEMPLATE_REFUSES = Code("BS719", "{place}: the chat template refuses: {reason}")
-TURNS_NOT_FOUND = Code("BS720", "{place}: the chat template hides the assistant's turns: {reason}")
+TURNS_NOT_FOUND = Code(
+    "BS720",
+    "{place}: the loss is of the assistant's turns, and the chat template does not show where "
+    "they are: {reason}",
+)
 NO_END_TOKEN = Code("BS721", "the tokenizer has no end-of-sequence token to put after a completion")
 NOTHING_TO_LEARN = Code("BS723", "none of the {rows:,} rows of `{name}` has anything to learn")
-TOO_FEW_TO_SPLIT = Code("BS724", "`{name}`: {wanted} of {rows:,} rows cannot be held out: {reason}")
+TOO_FEW_TO_SPLIT = Code(
+    "BS724",
+    "{wanted} of the {rows:,} rows of `{name}` cannot be held out: {reason}",
+)
 BAD_OPTIONS = Code("BS726", "{place}: `options` cannot be used: {reason}")

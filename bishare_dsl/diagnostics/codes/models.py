@@ -5,7 +5,10 @@ from bishare_dsl.diagnostics.problem import Code
 UNKNOWN_MODEL = Code("BS501", "no model is called `{name}`")
 NO_SUCH_FILE = Code("BS502", "`{path}` does not exist")
 NOT_A_MODEL = Code("BS503", "`{path}` holds no model: {reason}")
-HUB_UNREACHABLE = Code("BS504", "`{name}` is not in the cache, and the Hub not reached ({reason})")
+HUB_UNREACHABLE = Code(
+    "BS504",
+    "`{name}` is not in the local cache, and the Hugging Face Hub cannot be reached ({reason})",
+)
 HUB_REFUSED = Code("BS505", "the Hugging Face Hub does not give out `{name}`: {reason}")
 BROKEN_CONFIG = Code("BS506", "`{path}` cannot be read: {reason}")
 UNKNOWN_FAMILY = Code("BS507", "`{path}` {reason}")

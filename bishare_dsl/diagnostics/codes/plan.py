@@ -22,7 +22,10 @@ UNREACHABLE = warning(
 LEFT_OUT = warning("BS313", "`target` leaves out {what}: {why}")
 TIED = Code("BS315", "{names} are one weight in {model}, and `{statement}` does not name {unnamed}")
 TRAINED_TWICE = Code("BS316", "`{path}` is trained in full, and a share adds a term to it")
-TRAINS_SITE = Code("BS317", "`{kind}` is a linear layer of a block: shares adapt it")
+TRAINS_SITE = Code(
+    "BS317",
+    "`{kind}` is a linear layer of a block: shares adapt it, and `train` is for other parameters",
+)
 NO_DIRECTIONS = Code("BS319", "`{role}` of `{share}` cannot start as directions of weights: {why}")
 FRESH_HEAD = note("BS318", "the head {what} is trained and saved too ({size:,} parameters)")
 NO_MAGNITUDE = Code("BS323", "`magnitude` cannot scale `{path}`: {why}")
@@ -31,5 +34,9 @@ NOT_THE_TENSOR = Code(
 )
 NO_STRUCTURE = Code("BS325", "`{role}` of `{share}` cannot start as `{start}`: {why}")
 JOINS_TOWERS = warning("BS326", "this key joins layer {layer} of the towers {towers}")
-GATE_RANK = warning("BS350", "gates of rank {gate_rank} make this update rank {gate_rank} at most")
+GATE_RANK = warning(
+    "BS350",
+    "gates of rank {gate_rank} make this update rank {gate_rank} at most, below the share's rank "
+    "{rank}",
+)
 KERNEL_CROPS = warning("BS351", "size {size} does not divide {widths}: KE goes past it and crops")

@@ -3,7 +3,10 @@
 from bishare_dsl.diagnostics.problem import Code, warning
 
 ADDS_NOTHING = Code("BS864", "A or B is all zero in {count} of {total} modules, first in `{path}`")
-NO_FACTORS = warning("BS865", "{count} tensors, such as `{path}`, do not belong to a LoRA")
+NO_FACTORS = warning(
+    "BS865",
+    "{count} tensors, such as `{path}`, are no factors of a LoRA, and engines may ignore them",
+)
 FILES_DO_NOT_FIT = Code("BS869", "the files of {count} of {total} adapters do not fit {model}")
 NOT_AS_TRAINED = Code("BS870", "the server {url} does not apply {name} as trained: {words}")
 CANNOT_JUDGE = Code("BS871", "whether the server {url} applies {name} cannot be judged")

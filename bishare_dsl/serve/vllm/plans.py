@@ -69,8 +69,8 @@ class Plans:
         if None in others:
             return others.index(None)
         if not self.grows:
-            what = others[0] if others else "plan at all"
-            raise AdapterError(codes.OTHER_PLAN(folder=folder, what=what))
+            why = f"it differs from the first one's in {others[0]}" if others else "it has none"
+            raise AdapterError(codes.OTHER_PLAN(folder=folder, why=why))
         if self._left is not None:
             layout = Layout(new.plan, library=new.library is not None)
             need = layout.nbytes(self._rows, self._dtype) / 2**30
