@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 def hides_interrupt(error: BaseException) -> bool:
     """Tell whether an error stands for Ctrl-C.
@@ -19,3 +22,14 @@ def hides_interrupt(error: BaseException) -> bool:
         seen.add(id(link))
         link = link.__cause__ or link.__context__
     return False
+
+
+@contextmanager
+def unhidden_interrupt() -> Iterator[None]:
+    """Raise ``KeyboardInterrupt`` in place of an error of the block that hides it."""
+    try:
+        yield
+    except Exception as error:
+        if hides_interrupt(error):
+            raise KeyboardInterrupt from error
+        raise

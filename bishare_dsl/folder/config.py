@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticSerializationError
 
 from bishare_dsl.convert.peft_config import PREFIX
 from bishare_dsl.diagnostics import AdapterError, lines_of
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.diagnostics.interrupt import hides_interrupt
+from bishare_dsl.diagnostics.interrupt import unhidden_interrupt
 from bishare_dsl.folder.fingerprint import Fingerprint, SignFingerprint
 from bishare_dsl.language import read
 from bishare_dsl.models.site import TENSORS as CHILD
@@ -162,12 +161,8 @@ class AdapterConfig(BaseModel):
 
     def record(self) -> dict[str, Any]:
         """Return the contents of the file's field ``bishare``."""
-        try:
+        with unhidden_interrupt():
             record = self.model_dump(mode="json", exclude_none=True, exclude={*OF_PEFT, "sharing"})
-        except PydanticSerializationError as error:
-            if hides_interrupt(error):
-                raise KeyboardInterrupt from error
-            raise
         if self.sharing is not None:
             del record["entries"]
             record["sharing"] = parse_json(self.sharing)

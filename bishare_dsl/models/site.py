@@ -20,6 +20,8 @@ from pydantic import (
     field_validator,
 )
 
+from bishare_dsl.diagnostics.interrupt import unhidden_interrupt
+
 ADAPTER = "bishare"
 """The child of an adapted model that users call."""
 
@@ -64,6 +66,16 @@ class Data(BaseModel):
     """A frozen record without further fields: a part of a plan, or of an architecture."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def model_dump(self, *args: Any, **options: Any) -> dict[str, Any]:
+        """Return the record as plain values, as Pydantic does, but for Ctrl-C, which stays Ctrl-C."""
+        with unhidden_interrupt():
+            return super().model_dump(*args, **options)
+
+    def model_dump_json(self, *args: Any, **options: Any) -> str:
+        """Return the record as JSON, as Pydantic does, but for Ctrl-C, which stays Ctrl-C."""
+        with unhidden_interrupt():
+            return super().model_dump_json(*args, **options)
 
 
 class Site(Data):

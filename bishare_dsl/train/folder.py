@@ -60,10 +60,9 @@ def check_new(folder: Path, *, resumes: bool) -> None:
         if not resumes:
             check_free(folder)
             if any(folder.glob(CELLS)):
-                help = (
-                    "it has the runs of a grid: give the grid's command, or another `--output_dir`"
-                )
-                raise TrainError(codes.RUN_EXISTS(folder=folder, help=help))
+                why = "it has the runs of a grid"
+                help = "give the grid's command, or another `--output_dir`"
+                raise TrainError(codes.RUN_EXISTS(folder=folder, why=why, help=help))
         check_writable(folder)
 
 
@@ -181,8 +180,8 @@ def check_free(folder: Path) -> None:
         return
     help = None
     if obstacle.kind not in (Kind.RUN, Kind.ADAPTER, Kind.RESULT, Kind.LIBRARY):
-        help = f"{obstacle.kind.value}: give another folder as `--output_dir`"
-    raise TrainError(codes.RUN_EXISTS(folder=folder, help=help))
+        help = "give another folder as `--output_dir`"
+    raise TrainError(codes.RUN_EXISTS(folder=folder, why=obstacle.kind.value, help=help))
 
 
 def _later_checkpoints(folder: Path, resumed: Path | None) -> list[Path]:
@@ -194,8 +193,8 @@ def _later_checkpoints(folder: Path, resumed: Path | None) -> list[Path]:
     later = [p for p in checkpoints(folder) if resumed is None or step_of(p) > step_of(resumed)]
     for checkpoint in later:
         if not is_of_run(checkpoint):
-            help = f"`{checkpoint.name}` is of another trainer: move it elsewhere"
-            raise TrainError(codes.RUN_EXISTS(folder=folder, help=help))
+            why = f"`{checkpoint.name}` is of another trainer"
+            raise TrainError(codes.RUN_EXISTS(folder=folder, why=why, help="move it elsewhere"))
     return later
 
 

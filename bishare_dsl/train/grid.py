@@ -180,8 +180,9 @@ def _read_cell(request: Request, digest: str) -> Cell:
         run = read_run(folder)
     record = run.get(RECORD, {})
     if others := _differences(run, request, digest):
-        help = f"its {', its '.join(others)}: give another `--output_dir`, or move the folder away"
-        raise TrainError(codes.RUN_EXISTS(folder=folder, help=help))
+        why = f"its {', its '.join(others)}"
+        help = "give another `--output_dir`, or move the folder away"
+        raise TrainError(codes.RUN_EXISTS(folder=folder, why=why, help=help))
     if "results" in record:
         return Cell(request, State.DONE)
     if "diverged" in record:

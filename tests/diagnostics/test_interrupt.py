@@ -56,3 +56,16 @@ def test_a_save_is_interrupted_as_such_and_leaves_the_old_adapter(tmp_path, monk
     monkeypatch.setattr(site, "block_of", block_of)
     assert read_adapter(tmp_path / "adapter").config.seed == 0
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+@pytest.mark.parametrize("dump", ["model_dump", "model_dump_json"])
+def test_a_plan_that_a_user_writes_is_interrupted_as_such(tmp_path, monkeypatch, dump):
+    plan = read_adapter(saved(tmp_path / "adapter")).plan
+
+    def interrupted(path):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(site, "block_of", interrupted)
+    for record in (plan, plan.base):
+        with pytest.raises(KeyboardInterrupt):
+            getattr(record, dump)()

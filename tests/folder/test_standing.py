@@ -224,6 +224,16 @@ def test_the_result_of_another_command_is_not_replaced(tmp_path):
         check_out(tmp_path / "out", "convert", force=True)
 
 
+@pytest.mark.parametrize(
+    ("stands", "why"),
+    [(a_file, "it is a file"), (base, "it is the folder of a model"), (run, "it has a run")],
+)
+def test_a_run_says_what_it_would_replace(stands, why, tmp_path):
+    stands(tmp_path / "out")
+    with pytest.raises(TrainError, match=f"a run would replace `.*out`: {why}"):
+        check_new(tmp_path / "out", resumes=False)
+
+
 @pytest.mark.parametrize("stands", [of_trl, of_trl_with_peft, of_trl_beside_a_run])
 def test_a_run_that_begins_deletes_no_checkpoint_of_another_trainer(stands, tmp_path):
     """Also one that appears between the check and the first step."""

@@ -19,7 +19,7 @@ MEMBER_LEFT_OUT = Code(
 
 # The output folder, and resuming a run ------------------------------------------------------------
 
-RUN_EXISTS = Code("BS740", "`{folder}` holds a run or an adapter already")
+RUN_EXISTS = Code("BS740", "a run would replace `{folder}`: {why}")
 NOT_A_RUN = Code("BS741", "another training is at work in `{folder}`")
 NO_CHECKPOINT = Code("BS742", "cannot resume: {reason}")
 BROKEN_CHECKPOINT = Code("BS743", "the checkpoint `{folder}` cannot be used: {reason}")
