@@ -41,8 +41,9 @@ BLOCK = re.compile(
 
 
 def lines_of(page):
-    """Return the command lines of a page, in order."""
-    texts = [b.text for b in BLOCKS if b.page == page and b.language == "console"]
+    """Return the command lines of a page that succeed, in order."""
+    blocks = [b for b in BLOCKS if b.page == page and b.language == "console"]
+    texts = [b.text for b in blocks if not b.values("exit")]
     lines = [line for text in texts for line in text.replace("\\\n", " ").splitlines()]
     return [line.removeprefix("$ ") for line in lines]
 
