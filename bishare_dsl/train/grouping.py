@@ -242,8 +242,9 @@ def setting_problem(
         reason = f"`groups` are for the tasks of a new library, and `{others[0]}` is given"
         return codes.BAD_COMBINATION(reason=reason, help=f"leave `--groups` or `--{others[0]}` out")
     if len(tasks) < 2:
-        reason = f"there is one task, `{next(iter(tasks), '')}`"
-        return codes.BAD_GROUPS(reason=reason, help="give the files of several tasks as `--data`")
+        reason = f"`--data` gives one task, `{next(iter(tasks), '')}`"
+        help = "name a folder that exists, or the files of several tasks, as `--data`"
+        return codes.BAD_GROUPS(reason=reason, help=help)
     if isinstance(groups, int) and groups > len(tasks):
         reason = f"{groups} groups cannot be made of {len(tasks)} tasks"
         help = f"give a number from 2 to {len(tasks)}, or more tasks"

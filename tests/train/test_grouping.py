@@ -136,7 +136,8 @@ def test_a_near_name_is_advised(tree):
 def test_groups_need_tasks_of_a_new_library(tree):
     assert "BS732" in refused(together=True)
     assert "`library` is given = leave `--groups` or `--library` out" in refused(library="data")
-    assert "there is one task, `acme`" in refused(data=["data/support/acme.jsonl"])
+    assert "`--data` gives one task, `acme`" in refused(data=["data/support/acme.jsonl"])
+    assert "`--data` gives one task, `dta` = name a folder that exists" in refused(data=["dta"])
     files = [f"data/{name}.jsonl" for name in FILES]
     assert "BS731 `groups` cannot be `by-name`: it is `by-folder`" in refused(
         data=files, groups="by-name"
