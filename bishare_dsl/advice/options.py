@@ -11,10 +11,17 @@ from pydantic_core import PydanticUndefined
 from bishare_dsl.advice.question import Question, Remedy, listed
 from bishare_dsl.diagnostics import near_names
 from bishare_dsl.diagnostics.words import meaning_of
-from bishare_dsl.plan.facts import BadOption, UnknownOption, UnknownRole
+from bishare_dsl.plan.facts import BadGate, BadOption, UnknownOption, UnknownRole
 from bishare_dsl.resources import shipped_specs
 from bishare_dsl.spec import ATTRIBUTES
-from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, PLAIN, transform_kind, transform_names
+from bishare_dsl.transforms import (
+    GAIN_OUT,
+    GAIN_RANK,
+    PLAIN,
+    Transform,
+    transform_kind,
+    transform_names,
+)
 from bishare_dsl.transforms.registry import BUILT_IN
 
 
@@ -75,6 +82,17 @@ def bad_option(fact: BadOption, question: Question) -> Iterator[Remedy]:
     if field.default is not None and field.default is not PydanticUndefined:
         default = f"; without it {field.default}"
     yield Remedy(f"`{fact.option}` is: {field.description}{default}")
+
+
+def bad_gate(fact: BadGate, question: Question) -> Iterator[Remedy]:
+    """Yield the transforms that take a gate."""
+    counted = []
+    for name in BUILT_IN:
+        kind = transform_kind(name)
+        if kind.counted is not Transform.counted:
+            options = [option for option in kind.model_fields if option.startswith("count")]
+            counted.append(f"{name} with `{'` or `'.join(options)}`")
+    yield Remedy(f"a gate follows {', '.join(counted)} of 2 or more; `top` takes 2 or more of them")
 
 
 def unknown_role(fact: UnknownRole, question: Question) -> Iterator[Remedy]:

@@ -24,6 +24,7 @@ _BY_FACT: dict[type, Callable[[Any, Question], Iterator[Remedy]]] = {
     of_language.ShareWithoutKeyword: statements.share_without_keyword,
     of_language.Stop: text.unreadable,
     of_language.UsedBefore: statements.used_before,
+    of_plan.BadGate: options.bad_gate,
     of_plan.BadOption: options.bad_option,
     of_plan.ComparedPattern: values.compared_pattern,
     of_plan.JoinedTowers: values.joined_towers,

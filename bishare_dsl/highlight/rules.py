@@ -12,6 +12,8 @@ from bishare_dsl.spec.expression import ATTRIBUTES, FUNCTIONS
 
 _DECLARING = ("spec", "share", "param", "let")
 _OPERATORS = frozenset({"and", "or", "not", "in", "if"})
+_OF_GATES = frozenset({"softmax", "top", "of", "x"})
+"""Words of a gate, which are names elsewhere."""
 _PUNCTUATION = frozenset(",;:(){}=.") | {".."}
 
 
@@ -57,7 +59,7 @@ def rules() -> tuple[Rule, ...]:
     keywords = [word for word in words() if word.isalpha()]
     signs = [word for word in words() if not word.isalpha()]
     name = patterns["NAME"]
-    clauses = [word for word in keywords if word not in (*STATEMENTS, *_OPERATORS)]
+    clauses = [word for word in keywords if word not in {*STATEMENTS, *_OPERATORS, *_OF_GATES}]
     return (
         Rule(patterns["COMMENT"], (COMMENT,)),
         Rule(patterns["STRING"], (STRING,)),
@@ -67,6 +69,8 @@ def rules() -> tuple[Rule, ...]:
             (STATEMENT, DECLARED),
         ),
         Rule(rf"\b(via)\s+(?!{_any_word(keywords)})({name})", (CLAUSE, TRANSFORM)),
+        Rule(r"\b(gate)\s+(softmax|top)\b", (CLAUSE, CLAUSE)),
+        Rule(r"\b(of)\s+(A\s+x|x)\b", (CLAUSE, NAME)),
         Rule(_any_word(STATEMENTS), (STATEMENT,)),
         Rule(_any_word(_OPERATORS), (WORD_OPERATOR,)),
         Rule(_any_word(clauses), (CLAUSE,)),

@@ -32,7 +32,7 @@ DEFAULTS = ("alpha", "scale", "dropout", "init")
 IN_EXPRESSIONS = frozenset({"alpha", "rank", "in", "out", "path", "kind", "parent"})
 """Keywords that an expression may use without quotes: settings and attributes of a site."""
 
-CONTEXTUAL = frozenset({"as", "between", "is", "then", "."})
+CONTEXTUAL = frozenset({"as", "between", "gate", "is", "of", "softmax", "then", "top", "x", "."})
 """Words and signs that the parser reads as such where they can stand, and as a name elsewhere."""
 
 OPERATORS = {"IF", "OR", "AND", "IN", "EQ", "NE", "LE", "LT", "GE", "GT"}

@@ -24,6 +24,8 @@ _FIELDS = {
     "let": ("name", "selection"),
     "selection": ("include", "exclude"),
     "applied": ("transform", "options"),
+    "softmax": (),
+    "top": ("top",),
     "arm": ("values", "result"),
     "otherwise": ("otherwise",),
     "range": ("first", "last"),
@@ -91,6 +93,19 @@ class _Parts(Transformer[Token, _Part]):
     def named(self, meta: Meta, parts: list[_Part]) -> _Part:
         step, name = parts
         return _record({**step.parts, "name": name}, Span(meta.start_pos, meta.end_pos))
+
+    def gated(self, meta: Meta, parts: list[_Part]) -> _Part:
+        step, gate = parts
+        return _record({**step.parts, "gate": gate}, Span(meta.start_pos, meta.end_pos))
+
+    def gate(self, meta: Meta, parts: list[_Part]) -> _Part:
+        fields = dict(parts[0].parts)
+        if len(parts) == 2:
+            fields["of"] = parts[1]
+        return _record(fields, Span(meta.start_pos, meta.end_pos))
+
+    def signal(self, meta: Meta, parts: list[_Part]) -> _Part:
+        return _Part("A x" if parts else "x", Span(meta.start_pos, meta.end_pos))
 
     def chain(self, meta: Meta, parts: list[_Part]) -> _Part:
         first, *later = parts

@@ -275,6 +275,8 @@ class _Parser:
         places = token == "between" and self.tokens[position + 1].type in ("NAME", "STRING")
         # After `kind` in a key, a pattern can stand, too.
         refers = token == "is"
+        if token == "gate" and self.gives_tensor(position):
+            return  # The role of the next clause.
         if kind in kinds and (places or refers or "NAME" not in kinds):
             token.type = kind
 

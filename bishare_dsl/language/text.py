@@ -129,12 +129,19 @@ def _chain(steps: Iterable[m.Step]) -> str:
 def _step(step: m.Step) -> str:
     pairs = [f"{spelled_name(name)} = {_text(option)}" for name, option in step.options.items()]
     options = f"({', '.join(pairs)})" if pairs else ""
+    gate = "" if step.gate is None else f" {gate_text(step.gate)}"
     name = "" if step.name is None else f" as {spelled_name(step.name)}"
     # A transform of this name would be a place.
     transform = (
         _quoted(step.transform) if step.transform == "between" else spelled_name(step.transform)
     )
-    return f"{transform}{options}{name}"
+    return f"{transform}{options}{gate}{name}"
+
+
+def gate_text(gate: m.Gate) -> str:
+    """Write a gate after its step."""
+    kind = "softmax" if gate.top is None else f"top {_text(gate.top)}"
+    return f"gate {kind}" if gate.of == "x" else f"gate {kind} of {gate.of}"
 
 
 def _role(name: str) -> str:

@@ -17,6 +17,7 @@ from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.facts import Difference, Fault, NotWhole, ReversedRange, UnknownName
 from bishare_dsl.spec.walk import mentions, names_read, reads_param, refs
 from bishare_dsl.transforms import PLAIN, transform_kind
+from bishare_dsl.transforms.gate import ROUTER
 
 
 def check_spec(spec: m.Spec) -> list[Problem]:
@@ -153,6 +154,8 @@ def _roles_of(share: m.Share) -> set[str]:
     for step in share.steps.values():
         kind = transform_kind(step.transform)
         roles |= {*kind.pooled, *kind.owned}
+        if step.gate is not None:
+            roles |= {ROUTER, f"{ROUTER}_A", f"{ROUTER}_B"}
         if step.name is not None:
             roles |= {step.name, f"{step.name}_A", f"{step.name}_B"}
     return roles

@@ -82,6 +82,12 @@ class BadOption(Record):
     value: Any
 
 
+class BadGate(Record):
+    """A gate that a step cannot have."""
+
+    transform: str
+
+
 class NoProbability(Record):
     """A dropout that is no probability."""
 

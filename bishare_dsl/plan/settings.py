@@ -502,7 +502,8 @@ def _roles(share: m.Share, resolved: ShareSettings) -> Iterator[Problem]:
         yield codes.UNUSED(what="key", name="per", why=why, loc=("per",))
     if not transform.linear and GAIN_RANK in resolved.gains:
         loc = ("gain",) if share.gain.out is None else ("gain", "rank")
-        yield codes.NOT_LINEAR(transform=transform.name, what="gain rank", loc=loc)
+        name = transform.name if share.via is None else _written(share.via, transform)
+        yield codes.NOT_LINEAR(transform=name, what="gain rank", loc=loc)
 
 
 def _singular(

@@ -11,7 +11,7 @@ from bishare_dsl import spec as m
 from bishare_dsl.diagnostics import Loc, Problem, SpecError
 from bishare_dsl.diagnostics.codes import spec as codes
 from bishare_dsl.diagnostics.record import Record
-from bishare_dsl.plan.facts import BadOption, UnknownOption
+from bishare_dsl.plan.facts import BadGate, BadOption, UnknownOption
 from bishare_dsl.spec.evaluate import EvaluationError, Value
 from bishare_dsl.spec.facts import UnknownName
 from bishare_dsl.transforms import (
@@ -23,6 +23,7 @@ from bishare_dsl.transforms import (
     transform_names,
 )
 from bishare_dsl.transforms.described import why_refused
+from bishare_dsl.transforms.gate import NOTHING_SUMMED, Gate, gate_refusal
 from bishare_dsl.transforms.shipped.composed import PLACES, Composed, Place, compose, refusal
 from bishare_dsl.transforms.shipped.composed import Step as TransformStep
 
@@ -44,12 +45,22 @@ class _Loaded(Record):
     step: m.Step
     transform: Transform
     auto: tuple[str, ...]
+    gate: Gate | None
 
-    def composed(self, suffix: str = "") -> TransformStep:
-        """Return the step of a composition. The ``suffix`` tells its tensors from those at other places."""
-        name = None if self.step.name is None else f"{self.step.name}{suffix}"
+    def composed(self, place: Place, *, both: bool) -> TransformStep:
+        """Return the step of a composition.
+
+        Args:
+            place: of the step.
+            both: whether it stands at A and B. The place then tells its tensors from those at the other
+                place, and the gate stands where the step sums matrices.
+        """
+        name, gate = self.step.name, self.gate
+        if both and place != "between":
+            name = None if name is None else f"{name}_{place}"
+            gate = None if self.transform.counted(place) is None else gate
         return TransformStep(
-            transform=self.step.transform, options=self.transform.options(), name=name
+            transform=self.step.transform, options=self.transform.options(), gate=gate, name=name
         )
 
 
@@ -73,7 +84,8 @@ def load_via(
         if one is None:
             return None
         loaded.append(one)
-    if isinstance(via, m.Via) and not via.then and via.name is None:
+    is_alone = isinstance(via, m.Via) and not via.then
+    if is_alone and loaded[0].gate is None and loaded[0].step.name is None:
         return LoadedVia(loaded[0].transform, loaded[0].auto)
     if isinstance(via, m.Via):
         chains = _places(loaded, problems)
@@ -117,7 +129,49 @@ def _load(
     except ValidationError as error:
         problems += _bad_options(loc, name, kind, values, error)
         return None
-    return _Loaded(loc, step, transform, auto)
+    if step.gate is None:
+        return _Loaded(loc, step, transform, auto, None)
+    gate = _gate((*loc, "gate"), step.gate, transform, evaluate, problems)
+    return None if gate is None else _Loaded(loc, step, transform, auto, gate)
+
+
+def _gate(
+    loc: Loc,
+    written: m.Gate,
+    transform: Transform,
+    evaluate: Evaluate,
+    problems: list[Problem],
+) -> Gate | None:
+    """Return the gate of a step, or None if it is wrong."""
+    from bishare_dsl.language.text import gate_text
+
+    text = gate_text(written)
+    top = None
+    if written.top is not None:
+        try:
+            top = evaluate(written.top, (*loc, "top"))
+        except EvaluationError as error:
+            problems.append(error.problem)
+            return None
+        why = None
+        if type(top) is not int:
+            why = "`top` is a whole number"
+        elif top < 2:
+            why = "with one matrix the coefficient is always 1, so that the router never learns"
+        if why is not None:
+            problems.append(_bad_gate(transform, text, why, (*loc, "top")))
+            return None
+    gate = Gate.model_validate({"top": top, "of": written.of})
+    if all(transform.counted(place) is None for place in PLACES):
+        problems.append(_bad_gate(transform, text, NOTHING_SUMMED, loc))
+        return None
+    return gate
+
+
+def _bad_gate(transform: Transform, text: str, why: str, loc: Loc) -> Problem:
+    return codes.BAD_OPTION(
+        transform=transform.name, what=f"`{text}`", why=why, loc=loc, fact=BadGate(transform.name)
+    )
 
 
 def _bad_options(
@@ -201,9 +255,15 @@ def _composed(
                 problems.append(_bad_step(one, why))
                 return None
             auto += [f"{place}.{index}.{option}" for option in one.auto]
-            suffix = f"_{place}" if both and place != "between" else ""
+            step = one.composed(place, both=both)
+            if step.gate is not None:
+                why = gate_refusal(place, one.transform, step.gate)
+                if why is not None:
+                    text = step.gate.written()
+                    problems.append(_bad_gate(one.transform, text, why, (*one.loc, "gate")))
+                    return None
             try:
-                steps[place].append(one.composed(suffix))
+                steps[place].append(step)
                 transform = compose(steps["A"], steps["B"], steps["between"])
             except ValidationError as error:
                 fault = error.errors(include_url=False, include_context=False)[0]
@@ -236,7 +296,8 @@ def _unused_names(
     named = {one.loc: one for chain in chains.values() for one in chain if one.step.name}
     for place in PLACES:
         for index, one in enumerate(chains[place]):
-            if transform.at(place)[index].owned:
+            step = transform.at(place)[index]
+            if step.owned or step.router is not None:
                 named.pop(one.loc, None)
     for loc, one in named.items():
         why = f": {one.transform.name} has no private tensor"

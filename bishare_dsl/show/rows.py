@@ -203,6 +203,8 @@ def _facts(
     for transform in dict.fromkeys(via(term.transform, term.options) for term in at_ranks):
         if transform not in ("-", MAGNITUDE):
             yield f"via {transform}"
+    if not (first.linear or first.is_magnitude):
+        yield "depends on the token, so that it is neither merged nor exported"
     if first.is_magnitude and first.options["plain"]:
         yield "without the lengths of a DoRA"
     covered = places.describe(paths, places.targets)

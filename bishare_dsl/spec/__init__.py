@@ -23,6 +23,7 @@ from bishare_dsl.spec.spec import MAGNITUDE as MAGNITUDE
 from bishare_dsl.spec.spec import SINGULAR as SINGULAR
 from bishare_dsl.spec.spec import STRUCTURED as STRUCTURED
 from bishare_dsl.spec.spec import Gain as Gain
+from bishare_dsl.spec.spec import Gate as Gate
 from bishare_dsl.spec.spec import Initial as Initial
 from bishare_dsl.spec.spec import Let as Let
 from bishare_dsl.spec.spec import Param as Param

@@ -79,11 +79,25 @@ class Let(Node):
         return part if has_value(part) else None
 
 
+class Gate(Node):
+    """``gate softmax``, ``gate top 2 of A x``: coefficients of a step that depend on the token.
+
+    ``top`` is the number of matrices that a token uses, None for all. ``of`` is the input of the router.
+    """
+
+    top: Expression | None = None
+    of: Literal["x", "A x"] = "x"
+
+
 class Step(Node):
-    """``KE(size = 256) as name``: a transform with its options, and the name of its private tensors."""
+    """``Core(count = 4) gate softmax as name``: a transform with its options and its gate.
+
+    The ``name`` is that of its private tensors.
+    """
 
     transform: str
     options: dict[str, Expression] = {}
+    gate: Gate | None = None
     name: str | None = None
 
 

@@ -12,6 +12,7 @@ from bishare_dsl.diagnostics import Loc
 from bishare_dsl.spec import expression as m
 from bishare_dsl.spec.spec import (
     Gain,
+    Gate,
     Let,
     Param,
     Reference,
@@ -62,6 +63,7 @@ _PURPOSE: Mapping[tuple[type[BaseModel], str], Purpose] = {
     (Gain, "out"): "number",
     (Step, "options"): "word",
     (Via, "options"): "word",
+    (Gate, "top"): "word",
     (Share, "per"): "key",
     (Share, "keys"): "key",
     (Reference, "key"): "key",

@@ -68,6 +68,11 @@ def _composition(options: Mapping[str, Any]) -> str:
     return ", ".join(places)
 
 
+def name_of(transform: str, options: Mapping[str, Any]) -> str:
+    """Return the name of a term's transform for a message, or the text of a composition."""
+    return via(transform, options) if transform == COMPOSED else transform
+
+
 def transforms_of(transform: str, options: Mapping[str, Any]) -> set[str]:
     """Return the names of a term's transform, or of all steps of a composition."""
     if transform != COMPOSED:

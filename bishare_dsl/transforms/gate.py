@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 Signal = Literal["x", "A x"]
 """The input of a router: that of the site, or what its place A gives."""
 
+NOTHING_SUMMED = "it sums no matrices with coefficients that a gate could replace"
+"""Why a transform takes no gate anywhere."""
+
 ROUTER = "G"
 """The role of a router."""
 
@@ -93,7 +96,7 @@ def gate_refusal(place: str, transform: Transform, gate: Gate) -> str | None:
     counted = transform.counted(place)
     if counted is None:
         where = "between A and B" if place == "between" else f"at {place}"
-        return f"it sums no matrices {where} with coefficients that a gate could replace"
+        return NOTHING_SUMMED.replace("matrices", f"matrices {where}")
     if place == "A" and gate.of == "A x":
         return "a gate at A reads x, because A x comes after it"
     if counted.count < 2:

@@ -41,6 +41,7 @@ PLACES = {
     "dropout": [f"dropout # / 9\n{SHARE} 2"],
     "initial": [f"{SHARE} 2 init A #"],
     "diagonal": [f"{SHARE} 2 gain out init #"],
+    "top": [f"{HEAD}share s per layer rank 2 via Core(count = 9) gate top #"],
     "option": [f"{HEAD}share s per layer rank 2 via KE(size = #)"],
     "include": [f"{WHERE} q_proj, ?"],
     "exclude": [f"{WHERE} layer > 3 except ?"],

@@ -145,7 +145,13 @@ def shares():
 
 def _vias(options):
     """Generate chains of steps, and chains for each place."""
-    parts = {"transform": names(), "options": options, "name": st.none() | names()}
+    gate = st.builds(m.Gate, top=_maybe(), of=st.sampled_from(["x", "A x"]))
+    parts = {
+        "transform": names(),
+        "options": options,
+        "gate": st.none() | gate,
+        "name": st.none() | names(),
+    }
     steps = st.builds(m.Step, **parts)
     chains = st.lists(steps, min_size=1, max_size=2).map(tuple)
     places = st.dictionaries(st.sampled_from(["A", "B", "between"]), chains, min_size=1)
