@@ -59,7 +59,13 @@ def test_every_word_and_sign_of_the_grammar_is_known(word):
     [(start, end, part)] = tokens(word)
     assert (start, end) == (0, len(word))
     assert part is not rules.WRONG
-    assert part is not rules.NAME
+    # Words of a gate are names elsewhere, such as a param `top`.
+    assert (part is rules.NAME) == (word in ("of", "softmax", "top", "x"))
+
+
+@pytest.mark.parametrize("gate", ["gate softmax of A x", "gate top", "gate softmax of x"])
+def test_words_of_a_gate_are_keywords_inside_of_it(gate):
+    assert [part for _, _, part in tokens(gate)] == [rules.CLAUSE] * len(gate.split())
 
 
 def test_what_names_are():
