@@ -43,7 +43,7 @@ from bishare_dsl.rewrite.ops import without_autocast
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
 from bishare_dsl.rewrite.rewritten import RegionCode, forward_of, is_rewritten, restore_forward
 from bishare_dsl.transforms import stack_or_share, vmap_factors
-from bishare_dsl.transforms.described import name_of
+from bishare_dsl.transforms.described import transform_text
 from bishare_dsl.transforms.factor import Dense, Factor, map_tensors
 
 Names = Iterable[str | None]
@@ -398,7 +398,7 @@ def mixed_batch_problems(name: str, plan: Plan) -> Iterator[Problem]:
         yield codes.MIXED_WHOLE(name=name, path=plan.trained[0].parameter)
     for term in plan.update_terms:
         if not term.linear:
-            transform = name_of(term.transform, term.options)
+            transform = transform_text(term.transform, term.options)
             yield codes.MIXED_NOT_LINEAR(name=name, share=term.share, transform=transform)
             return
 

@@ -11,7 +11,7 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.site import Site
 from bishare_dsl.plan import Plan, Term
 from bishare_dsl.transforms import Width, check_term, effective_pair, load_transform
-from bishare_dsl.transforms.described import name_of
+from bishare_dsl.transforms.described import transform_text
 from bishare_dsl.transforms.shipped.magnitude import bounded_ratio
 
 MERGE = "merge the adapter into its base: `bishare merge FOLDER --model BASE --out NEW`"
@@ -147,7 +147,7 @@ def check_linear(terms: Sequence[Term], action: str, help: str = MERGE) -> None:
         AdapterError: shares are nonlinear (BS633, all listed), or there is a magnitude (BS675).
     """
     linear = [term for term in terms if not term.is_magnitude]
-    shares = {t.share: name_of(t.transform, t.options) for t in linear if not t.linear}
+    shares = {t.share: transform_text(t.transform, t.options) for t in linear if not t.linear}
     problems = [
         codes.NOT_A_MATRIX(action=action, share=share, transform=transform)
         for share, transform in shares.items()

@@ -68,7 +68,7 @@ def _composition(options: Mapping[str, Any]) -> str:
     return ", ".join(places)
 
 
-def name_of(transform: str, options: Mapping[str, Any]) -> str:
+def transform_text(transform: str, options: Mapping[str, Any]) -> str:
     """Return the name of a term's transform for a message, or the text of a composition."""
     return via(transform, options) if transform == COMPOSED else transform
 
