@@ -12,7 +12,7 @@ from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from bishare_dsl.train import train
 from tests.examples.conftest import EXAMPLES
-from tests.verify.served import serving
+from tests.support.served import serving
 
 KILLED = """\
 import os, signal, sys

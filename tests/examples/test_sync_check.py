@@ -8,7 +8,7 @@ from bishare_dsl.diagnostics import BishareWarning
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from bishare_dsl.train import TrainError
-from tests.verify.served import KINDS, Engine, save_base, save_lora, serving
+from tests.support.served import KINDS, Engine, save_base, save_lora, serving
 
 
 def sync_check(*engine, **how):

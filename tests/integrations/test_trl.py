@@ -8,8 +8,6 @@ import inspect
 import json
 import pickle
 import sys
-from contextlib import nullcontext
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -30,7 +28,7 @@ from bishare_dsl.peft import BishareConfig
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.train import TrainError
 from bishare_dsl.verify.server import ServerError
-from tests.verify.served import serving
+from tests.support.adapter_server import AdapterServer
 
 SPEC = "spec s\ntarget q_proj, down_proj\nshare a per module rank 2\nshare b per kind rank 3\n"
 INFO = {
@@ -40,39 +38,9 @@ INFO = {
 }
 
 
-class Engine:
-    """A server that loads and unloads names, and finds the folder of each loaded name at every call."""
-
-    def __init__(self):
-        self.loaded, self.diary, self.refuses = {}, [], 200
-        self.running = serving(self)
-        self.url = self.running.__enter__().removesuffix("/v1")
-
-    def answer(self, path, body):
-        status = self.take(path, body)
-        return status, "ok" if status == 200 else "no such thing"
-
-    def take(self, path, body):
-        assert all(folder.is_dir() for folder in self.loaded.values())
-        name = body["lora_name"]
-        if path == "/v1/load_lora_adapter":
-            assert name not in self.loaded
-            if self.refuses == 200:
-                self.loaded[name] = Path(body["lora_path"])
-            self.diary.append(("load", name))
-            return self.refuses
-        assert path == "/v1/unload_lora_adapter"
-        self.diary.append(("unload", name))
-        return 200 if self.loaded.pop(name, None) else 404
-
-    def stop(self):
-        self.running, running = nullcontext(), self.running
-        running.__exit__(None, None, None)
-
-
 @pytest.fixture
 def engine():
-    engine = Engine()
+    engine = AdapterServer()
     yield engine
     engine.stop()
 
@@ -183,7 +151,7 @@ def test_an_engine_that_answers_as_the_base_stops_training(published, monkeypatc
 
 
 def test_every_replica_gets_every_version(published, engine):
-    other = Engine()
+    other = AdapterServer()
     generation = published(servers=[engine.url, other.url])
     for _ in range(3):
         generation.sync_weights()

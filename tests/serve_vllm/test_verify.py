@@ -13,7 +13,7 @@ from bishare_dsl.verify.reference import Reference
 from bishare_dsl.verify.server import TEXTS
 from bishare_dsl.verify.server import Server as Client
 from tests.serve_vllm.served import Server
-from tests.verify.served import (
+from tests.support.served import (
     FAULTS,
     ask_one,
     change,

@@ -3,7 +3,7 @@ import pytest
 from bishare_dsl.models.load import load_model
 from bishare_dsl.verify.reference import Reference
 from bishare_dsl.verify.server import TEXTS
-from tests.verify.served import contents_of, save_base, save_lora
+from tests.support.served import contents_of, save_base, save_lora
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from bishare_dsl.verify.card import MOST_BYTES, Card, read_card
 from bishare_dsl.verify.judge import Verdict, judge
 from bishare_dsl.verify.server import Server
 from tests.support.parts import quick
-from tests.verify.served import Engine, ask_one, save_lora, serving
+from tests.support.served import Engine, ask_one, save_lora, serving
 
 
 @pytest.fixture(scope="module")

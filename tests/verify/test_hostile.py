@@ -8,7 +8,7 @@ import time
 import pytest
 
 from bishare_dsl.verify.server import KEY, Server, ServerError
-from tests.verify.served import answering, ask_one
+from tests.support.served import answering, ask_one
 
 SECRET = "sk-SECRET"
 

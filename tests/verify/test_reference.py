@@ -15,7 +15,7 @@ from bishare_dsl.verify.judge import ADAPTER, BASE
 from bishare_dsl.verify.reference import Pair, Reference, read_contents, ways
 from bishare_dsl.verify.server import TEXTS
 from tests.support.families import tiny_model
-from tests.verify.served import (
+from tests.support.served import (
     CONFIG,
     KINDS,
     LAYERS,

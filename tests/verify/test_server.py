@@ -9,7 +9,7 @@ import torch
 from bishare_dsl.models.load import load_model
 from bishare_dsl.verify.server import TEXTS, Server, ServerError
 from tests.support.parts import quick
-from tests.verify.served import (
+from tests.support.served import (
     FAULTS,
     Engine,
     ask_one,

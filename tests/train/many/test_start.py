@@ -12,7 +12,6 @@ from bishare_dsl.folder.card import STARTS
 from bishare_dsl.folder.contents import own_file
 from bishare_dsl.folder.files import add_to_library, names_in, read_adapter, save_library
 from bishare_dsl.testing.models import tiny_model
-from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from bishare_dsl.train import TrainError, newcomers, train
 from bishare_dsl.train.many import start as start_module
 from bishare_dsl.train.many.adapters import TaskAdapters
@@ -27,36 +26,12 @@ from bishare_dsl.train.many.start import (
     sums_of_members,
     weights,
 )
-
-LIMITS = {"low": 20, "middle": 50, "high": 80}
-HOW = {"tokenizer": tiny_tokenizer(), "quiet": True, "learning_rate": 0.03}
-
-
-def rows(path, limit, count, first=0):
-    """Write rows of one customer: sizes from 0 to 96 are big from a limit on."""
-    sizes = [(37 * i) % 97 for i in range(first, first + count)]
-    lines = [
-        {"prompt": f"{n}: ", "completion": "yes" if n > limit else "no", "options": ["yes", "no"]}
-        for n in sizes
-    ]
-    path.write_text("\n".join(map(json.dumps, lines)))
-    return str(path)
-
-
-def begun(folder, name="run", **how):
-    """Train a library of three customers; return its folder."""
-    data = {
-        name: rows(folder / f"{name}.jsonl", limit, 24, 30 * i)
-        for i, (name, limit) in enumerate(LIMITS.items())
-    }
-    how = {"params": {"r": 2, "first": -1}, **HOW, **how}
-    train("library_core", tiny_model("llama"), data, folder / name, **how)
-    return folder / name / "library"
+from tests.support.customers import HOW, LIMITS, private_tensors, rows, train_library
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    return begun(tmp_path_factory.mktemp("start"), max_steps=6)
+    return train_library(tmp_path_factory.mktemp("start"), max_steps=6)
 
 
 @pytest.fixture
@@ -70,11 +45,6 @@ def added(library, out, start, count=8, data="new", **how):
     tasks = {data: rows(out.with_suffix(".jsonl"), 45, count, 5)}
     how = {"max_steps": 0, **HOW, **how}
     return train(None, tiny_model("llama"), tasks, out, library=str(library), start=start, **how)
-
-
-def own(library, name):
-    stored = read_adapter(f"{library}#{name}")
-    return {k: v for k, v in stored.tensors().items() if k not in stored.plan.common}
 
 
 def test_weights_go_from_the_mean_to_the_nearest_member():
@@ -104,16 +74,16 @@ def test_a_loss_that_is_not_finite_has_no_weight(lost, sharpness):
 
 
 def test_the_mean_and_the_nearest_member_are_what_they_say(library, recorded, tmp_path, recwarn):
-    members = {name: own(library, name) for name in LIMITS}
+    members = {name: private_tensors(library, name) for name in LIMITS}
     recorded(Record(sharpness=0.0).model_dump_json())
     mean = added(library, tmp_path / "mean", "mixture").tasks[0]
-    for key, value in own(tmp_path / "mean" / "library", "new").items():
+    for key, value in private_tensors(tmp_path / "mean" / "library", "new").items():
         torch.testing.assert_close(value, sum(m[key] for m in members.values()) / 3)
     assert mean.steps == 0
     assert mean.start == "mixture of 3 members, sharpness 0"
     recorded(Record(sharpness=math.inf).model_dump_json())
     added(library, tmp_path / "nearest", "mixture")
-    found = own(tmp_path / "nearest" / "library", "new")
+    found = private_tensors(tmp_path / "nearest" / "library", "new")
     assert any(all(torch.equal(found[k], v) for k, v in m.items()) for m in members.values())
     assert not [w for w in recwarn if "BS738" in str(w.message)]
     # As many bytes as any other member.
@@ -137,8 +107,8 @@ def test_a_member_without_a_finite_loss_is_left_out_and_named(library, tmp_path,
     with pytest.warns(BishareWarning, match=r"BS739(?s:.*)`bad` of"):
         (task,) = added(copy, tmp_path / "out", "mixture").tasks
     assert task.start == f"mixture of 3 members, sharpness {sharpness:g}"
-    wanted = own(expected / "library", "new")
-    for key, tensor in own(tmp_path / "out" / "library", "new").items():
+    wanted = private_tensors(expected / "library", "new")
+    for key, tensor in private_tensors(tmp_path / "out" / "library", "new").items():
         torch.testing.assert_close(tensor, wanted[key])
 
 
@@ -174,8 +144,8 @@ def test_by_default_few_examples_take_the_sum_and_more_train_from_zero(
     alone = {"new-15": data["new-15"]}
     how = {"library": str(library), "start": "mixture", "max_steps": 0}
     train(None, tiny_model("llama"), alone, tmp_path / "alone", **how, **HOW)
-    expected = own(tmp_path / "alone" / "library", "new-15")
-    for key, tensor in own(tmp_path / "out" / "library", "new-15").items():
+    expected = private_tensors(tmp_path / "alone" / "library", "new-15")
+    for key, tensor in private_tensors(tmp_path / "out" / "library", "new-15").items():
         torch.testing.assert_close(tensor, expected[key])
 
 
@@ -204,8 +174,8 @@ def test_a_mixture_weighs_members_by_the_loss_that_evaluation_gives(library, rec
     recorded(Record(sharpness=0.7).model_dump_json())
     added(library, tmp_path / "mixture", "mixture")
     shares = torch.tensor([-0.7 * losses[name] for name in LIMITS]).softmax(0)
-    members = [own(library, name) for name in LIMITS]
-    for key, value in own(tmp_path / "mixture" / "library", "new").items():
+    members = [private_tensors(library, name) for name in LIMITS]
+    for key, value in private_tensors(tmp_path / "mixture" / "library", "new").items():
         expected = sum(share * m[key] for share, m in zip(shares, members, strict=True))
         torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-5)
 
@@ -217,7 +187,7 @@ def test_nothing_of_the_trial_stays_in_the_model(library, tmp_path):
 
 
 def test_a_new_library_records_how_later_tasks_should_start(library, tmp_path):
-    made = begun(tmp_path, max_steps=2)
+    made = train_library(tmp_path, max_steps=2)
     record = Record.of(made)
     assert record.sharpness in SHARPNESS
     assert record.examples == sum(
@@ -234,7 +204,7 @@ def test_a_new_library_records_how_later_tasks_should_start(library, tmp_path):
     # It goes with the library's copies.
     added(made, tmp_path / "out", "mixture")
     assert Record.of(tmp_path / "out" / "library") == record
-    assert not (begun(tmp_path, "plain", start="zero", max_steps=2) / STARTS).exists()
+    assert not (train_library(tmp_path, "plain", start="zero", max_steps=2) / STARTS).exists()
 
 
 @pytest.mark.parametrize("text", ["{", '{"sharpness": -1}', '{"correct": 7}', "[1]", ""])
