@@ -172,7 +172,8 @@ class Tasks:
         install(base, made, 0, "alone")
         for name in self.names:
             copies = {n: t.detach().clone() for n, t in base.bishare.tensors().items()}
-            base.bishare.add(name, made.plan, copies, "", 0)
+            compiled = base.bishare.code_for(made.plan)
+            base.bishare.add(name, made.plan, compiled, copies, spec_text="", seed=0)
         base.train()
 
     def passes(self, *numbers: int) -> list[MicroBatch]:
