@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from bishare_dsl.language import parse_spec, spec_text
-from bishare_dsl.models.inspect import inspect_model
+from bishare_dsl.models.inspect import inspect_model, linear_maps
+from bishare_dsl.testing.specs import check_spec
 from tests.support import checks
 from tests.support.architectures import architectures
 from tests.support.plans import meaningful_specs, small_models
@@ -33,6 +34,15 @@ def test_text_says_the_same(spec):
 @given(compilable())
 def test_every_invariant(drawn):
     checks.check_spec(*drawn)
+
+
+@FEW
+@given(compilable(families=["llama", "qwen3"]))
+def test_users_can_check_them(drawn):
+    """`bishare_dsl.testing.specs` accepts what the project's own checks accept."""
+    spec, model = drawn
+    assume(all(weight.replacement() is None for weight in linear_maps(model).values()))
+    check_spec(spec, model)
 
 
 @FEW

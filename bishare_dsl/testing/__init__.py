@@ -1,7 +1,8 @@
-"""Test your own transforms, and servers.
+"""Test your own specs, transforms and servers.
 
 | module | |
 |---|---|
+| `specs` | holds a spec and a model to the invariants: `check_spec(spec, model)` |
 | `checks` | checks a transform: `check_transform(transform, rank, widths)` |
 | `reference` | registers a dense reference, from the paper's equation, for comparison |
 | `models` | a tiny random Llama, or another model |
