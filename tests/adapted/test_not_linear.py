@@ -33,7 +33,7 @@ def refused(action, *words):
     with pytest.raises(AdapterError) as caught:
         action()
     assert {problem.code for problem in caught.value.problems} == {"BS633"}
-    for word in ("`mixed`", "`more`", "not linear (Experts)", *words):
+    for word in ("`mixed`", "`more`", "(Experts) is not linear", *words):
         assert word in str(caught.value)
 
 

@@ -29,6 +29,7 @@ from bishare_dsl.spec import (
     Cases,
     Compare,
     Gain,
+    Gate,
     If,
     Let,
     Match,
@@ -324,7 +325,7 @@ class _Drawing:
         if key_b is None and self.any(False, False, True):
             form = "bank"
         if form == "fitted" and self.any(False, False, True):
-            via = self._places()
+            via = self._places(gated=all(site.expert is None for site in covered))
             settings[
                 "init"
             ] = {}  # One tensor starts at zero, between the factors if any stands there.
@@ -362,8 +363,8 @@ class _Drawing:
             **settings,
         )
 
-    def _places(self):
-        """Generate a chain for each place, whose factors fit any width."""
+    def _places(self, *, gated):
+        """Generate a chain for each place, whose factors fit any width, with gates if ``gated``."""
         chains = {}
         for place in ("A", "B"):
             first = self.any(
@@ -377,13 +378,18 @@ class _Drawing:
             loadings = Step(transform="Loadings", options={"vectors": 3}, name=f"later_{place}")
             chains[place] = (first, *self.any((), (), (mix,), (loadings,), (mix, loadings)))
         one, two = Step(transform="Core", name="one"), Step(transform="Core", name="two")
-        return Places(between=self.any((), (one,), (one, two)), **chains)
+        between = self.any((), (one,), (one, two))
+        if gated and between and self.any(False, True):
+            gate = Gate(top=self.any(None, 2), of=self.any("x", "A x"))
+            one = Step(transform="Core", options={"count": 3}, gate=gate, name="one")
+            between = (one, *between[1:])
+        return Places(between=between, **chains)
 
     def _own_roles(self, via, gain):
         """Return the tensors that are private to each site unless they have a key."""
         roles = []
         if isinstance(via, Places):
-            roles = [step.name for step in via.between]
+            roles = [step.name if step.gate is None else f"{step.name}_G" for step in via.between]
         elif via is not None:
             plain = {name: value for name, value in via.options.items() if type(value) is int}
             kind = transform_kind(via.transform)
@@ -435,6 +441,8 @@ class _Drawing:
         if isinstance(via, Places) and not via.between:
             return {"gain": Gain(rank=self.any(None, 0.5))}
         out = self.any(None, None, 1, 0.5)
+        if _has_gate(via):
+            return {"gain": Gain(out=out)}
         rank = None if name == "Experts" else self.any(None, None, 0.5)
         bases = dict.fromkeys(("Basis", "Core", "Loadings"), ("A", "B"))
         frozen = {"VectorBank": ("bank",), **bases}
@@ -561,13 +569,20 @@ def _with_magnitude(drawing, spec, targets, architecture):
     return scaled if fits(scaled, architecture) else spec
 
 
+def _has_gate(via):
+    """Return whether a step has a gate, so that the update is not a matrix."""
+    return via is not None and any(step.gate is not None for step in via.placed_steps.values())
+
+
 def _with_ends(draw, spec, architecture):
     """Extend a spec to heads and embeddings, unless it uses attributes that they lack."""
     kinds = {kind for site in architecture.outside for kind in site.kinds}
     # A model may bypass the module and read its position table directly.
     kinds = {kind for kind in kinds if "position" not in kind}
     if not kinds or any(
-        step.transform == "Experts" for share in spec.shares for step in share.steps.values()
+        step.transform == "Experts" or step.gate is not None
+        for share in spec.shares
+        for step in share.steps.values()
     ):
         return spec  # An update of an embedding must be a matrix.
     named = tuple(Ref(ref=kind) for kind in sorted(kinds - {*architecture.kinds}))
