@@ -13,6 +13,7 @@ from bishare_dsl.plan.facts import (
     NoPool,
     NothingSelected,
     OtherReference,
+    ShareWithoutRole,
     UnequalPool,
     WithoutValue,
 )
@@ -126,6 +127,18 @@ def other_reference(fact: OtherReference, question: Question) -> Iterator[Remedy
     other = reference.model_copy(update={"share": fact.share, "role": fact.role})
     text = reference_text(str(role), other)
     yield question.rewritten(question.loc, text, f"write `{text}`")
+
+
+def share_without_role(fact: ShareWithoutRole, question: Question) -> Iterator[Remedy]:
+    """Name a tensor of the share."""
+    if question.spec is None:
+        return
+    _, share, _, role = question.loc
+    reference = question.spec.shares[int(share)].references[str(role)]
+    for owner_role in ("A", "B"):
+        other = reference.model_copy(update={"share": fact.share, "role": owner_role})
+        text = reference_text(str(role), other)
+        yield question.rewritten(question.loc, text, f"write `{text}`")
 
 
 def no_pool(fact: NoPool, question: Question) -> Iterator[Remedy]:

@@ -35,6 +35,7 @@ _BY_FACT: dict[type, Callable[[Any, Question], Iterator[Remedy]]] = {
     of_plan.NoPool: pools.no_pool,
     of_plan.NothingSelected: pools.nothing_selected,
     of_plan.OtherReference: pools.other_reference,
+    of_plan.ShareWithoutRole: pools.share_without_role,
     of_plan.Start: values.start,
     of_plan.UnequalPool: pools.unequal_pool,
     of_plan.UnknownOption: options.unknown_option,

@@ -117,6 +117,12 @@ class OtherReference(Record):
     role: str
 
 
+class ShareWithoutRole(Record):
+    """A reference that names a share, and none of its tensors."""
+
+    share: str
+
+
 class NoPool(Record):
     """A reference that finds no tensor at some modules.
 

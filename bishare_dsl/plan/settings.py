@@ -15,6 +15,7 @@ from bishare_dsl.plan.facts import (
     KeylessRole,
     LetAsNumber,
     NoProbability,
+    ShareWithoutRole,
     StartFault,
     UnknownRole,
     WithoutValue,
@@ -250,8 +251,10 @@ class SpecSettings:
         loc: Loc = ("references", role)
         text = tensor_text(reference.share, reference.role)
 
-        def refused(why: str) -> SpecError:
-            problem = codes.NO_REFERENCE(role=role, share=share.name, tensor=text, why=why, loc=loc)
+        def refused(why: str, fact: object = None) -> SpecError:
+            problem = codes.NO_REFERENCE(
+                role=role, share=share.name, tensor=text, why=why, loc=loc, fact=fact
+            )
             return SpecError(problem)
 
         loaded = _load(lender, rank, self.params, [])
@@ -260,6 +263,10 @@ class SpecSettings:
         transform = loaded.transform
         valid = [one for one in transform.roles if one not in transform.fixed]
         if owner.role not in valid:
+            names = {other.name for other in self.spec.shares if not other.is_magnitude}
+            if reference.share is None and owner.role in names:
+                why = f"`{owner.role}` is a share, and a reference names one of its tensors"
+                raise refused(why, ShareWithoutRole(owner.role))
             fact = UnknownRole(owner.role, tuple(valid))
             problem = codes.UNKNOWN_ROLE(
                 role=owner.role,
