@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -25,12 +26,39 @@ _CARD_FIELDS = (
 )  # fmt: skip
 
 
+_TRAINING = re.compile(r"(?ms)(^## Training\n\n)(.*?)(?=\n+## |\Z)")
+"""The section on training, up to the next one."""
+
+
+def training_in(text: str) -> str | None:
+    """Return what a card says of the training of its adapter; None if that is to be filled in."""
+    section = _TRAINING.search(text)
+    if section is None or section[2].startswith("Fill in"):
+        return None
+    return section[2].strip()
+
+
+def with_training(text: str, training: str) -> str:
+    """Return a card that says how its adapter was trained, in its section or in a new one at its end."""
+    if _TRAINING.search(text) is None:
+        return f"{text.rstrip()}\n\n## Training\n\n{training}\n"
+    return _TRAINING.sub(lambda section: section[1] + training, text, count=1)
+
+
 class Origin(NamedTuple):
-    """The set fields of a folder's config and of its card's front matter, and what is not carried over."""
+    """The set fields of a folder's config and of its card, and what is not carried over.
+
+    Attributes:
+        config: fields of the config.
+        card: fields of the card's front matter.
+        left: what is not carried over, in words.
+        training: what the card says of the training; None if it says nothing.
+    """
 
     config: Mapping[str, str] = {}
     card: Mapping[str, Any] = {}
     left: tuple[str, ...] = ()
+    training: str | None = None
 
     def write(self, folder: Path, title: str) -> None:
         """Add the fields to a folder that was just written. Its card keeps its text and its tags."""
@@ -50,6 +78,9 @@ class Origin(NamedTuple):
             tags = [*(ours if isinstance(ours, list) else ()), *self.card.get("tags", ())]
             written.data = CardData(**front | {"tags": [*dict.fromkeys(tags)] or None})
             replace_file(card, str(written).encode())
+        if self.training is not None:
+            text = card.read_text("utf-8") if card.is_file() else f"# {title}\n"
+            replace_file(card, with_training(text, self.training).encode())
 
     def left_for(self, target: str) -> tuple[str, ...]:
         """Return what a conversion for a program does not carry over."""
@@ -83,9 +114,10 @@ def read_origin(folder: Path, plan: Plan) -> Origin:
         del config[_BASE]
     names = sorted(map(str, front.keys() - kept.keys() - {"library_name", "base_model_relation"}))
     left = [f"`{name}` of its card" for name in names]
+    training = training_in(body)
     if body.strip():
-        left.append("the text of its card")
-    return Origin(config, kept, tuple(left))
+        left.append("the text of its card" if training is None else "the other text of its card")
+    return Origin(config, kept, tuple(left), training)
 
 
 def _is_text(value: Any) -> bool:

@@ -7,17 +7,30 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from bishare_dsl.convert.origin import CARD, with_training
 from bishare_dsl.folder.config import AdapterConfig
 from bishare_dsl.plan import Plan
 from bishare_dsl.reading import MAX_CONFIG, parse_json, read_file
 from bishare_dsl.writing import replace_file
 
-CARD = "README.md"
 STARTS = "start.json"
 """What a library knows of how new tasks start: a record of `bishare_dsl.train.many.start`."""
 
 MARK = "<!-- bishare writes this card anew when it saves; without this line it leaves the card alone. -->"
 _TEMPLATE_OF_PEFT = re.compile(r"(?ms)^# Model Card for Model ID$.*\[More Information Needed\]")
+
+
+TO_FILL_IN = "Fill in: the data, the number of steps and the learning rate."
+UNTRAINED = "Not trained: its tensors have the initial values of the spec."
+
+
+def fill_card(folder: Path, training: str) -> None:
+    """Write into the card of a folder how its adapter was trained, unless it has a custom card."""
+    path = folder / CARD
+    if path.is_file():
+        text = path.read_text("utf-8", errors="replace")
+        if MARK in text:
+            replace_file(path, with_training(text, training).encode())
 
 
 def write_card(folder: Path, plan: Plan, config: AdapterConfig) -> None:
@@ -69,6 +82,7 @@ def model_card(plan: Plan, config: AdapterConfig) -> str:
         count=len(names),
         name=names[0] if names else "",
         load_from=json.dumps(hub_id or config.base_model or name),
+        training=UNTRAINED if config.command == "compile" else TO_FILL_IN,
         text=config.spec.strip(),
     )
 

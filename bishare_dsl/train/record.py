@@ -14,7 +14,7 @@ import torch
 from bishare_dsl.folder.fingerprint import Fingerprint
 from bishare_dsl.reading import parse_json
 from bishare_dsl.train.prepare import Prepared
-from bishare_dsl.train.request import Settings, argument_types
+from bishare_dsl.train.request import RECORD, Settings, argument_types
 from bishare_dsl.train.result import TrainResult
 
 PACKAGES = ("bishare", "torch", "transformers", "peft", "accelerate", "datasets")
@@ -101,3 +101,35 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
             yield f"{name}: {later}, and was {earlier}"
         else:
             yield f"the {name} is another"
+
+
+def training_text(run: Mapping[str, Any]) -> str:
+    """Say in Markdown for a model card how the run of a ``run.json`` with results trained its adapter."""
+    record = run[RECORD]
+    arguments, results, versions = record["arguments"], record["results"], record["versions"]
+    lines = list[str]()
+    for parts in record["data"].values():
+        train = parts["train"]
+        lines.append(
+            f"- data: `{train['name']}`, {train['kept']:,} examples (sha256 {train['digest'][:16]})"
+        )
+        if "eval" in parts:
+            lines.append(
+                f"- held out: `{parts['eval']['name']}`, {parts['eval']['kept']:,} examples"
+            )
+    steps = f"{results['steps']:,} of {results['batch']:,} examples, {results['epochs']:.3g} epochs"
+    warm_up = f"{arguments['warmup_steps']:g} steps of warm-up"
+    lines += [
+        f"- steps: {steps}",
+        f"- learning rate: {arguments['learning_rate']:g}, after {warm_up}",
+        f"- seed: {arguments['seed']}",
+    ]
+    if results["loss_last"] is not None:
+        lines.append(f"- last training loss: {results['loss_last']:.4g}")
+    if results["eval_loss"] is not None:
+        lines.append(f"- held-out loss: {results['eval_loss']:.4g}")
+    if results["accuracy"] is not None:
+        lines.append(f"- held-out accuracy: {results['accuracy']:.1%} among the options")
+    known = ", ".join(f"{name} {number}" for name, number in versions.items() if number)
+    lines.append(f"- versions: {known}; on {record['device']}")
+    return "\n".join(["By `bishare train`; `run.json` has all arguments.", "", *lines])

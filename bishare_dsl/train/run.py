@@ -24,6 +24,7 @@ from bishare_dsl.adapted.handle import Handle
 from bishare_dsl.compiler import ResolvedSpec
 from bishare_dsl.diagnostics import Problem
 from bishare_dsl.diagnostics.codes import train as codes
+from bishare_dsl.folder.card import fill_card
 from bishare_dsl.folder.contents import StoredAdapter
 from bishare_dsl.folder.files import add_to_library, names_in, save_adapter, save_library
 from bishare_dsl.folder.groups import GROUPS, Groups, read_groups
@@ -40,6 +41,7 @@ from bishare_dsl.train.folder import (
     data_of_run,
     find_checkpoint,
     hold,
+    read_run,
     step_of,
 )
 from bishare_dsl.train.grouping import SCORES
@@ -55,7 +57,7 @@ from bishare_dsl.train.prepare import (
     load_base,
     prepare,
 )
-from bishare_dsl.train.record import differences, record_results, record_run
+from bishare_dsl.train.record import differences, record_results, record_run, training_text
 from bishare_dsl.train.reporter import Reporter
 from bishare_dsl.train.request import DEFAULTS, RECORD, Request, make_request
 from bishare_dsl.train.result import EACH, TaskResult, TrainResult, logged
@@ -331,6 +333,10 @@ def fit(
         if args.should_save:
             results = record_results(result, trainer.held_out)
             complete_record(request.output_dir, results=results)
+            recorded = read_run(request.output_dir)
+            # A run that 0.5 began has no record of its data.
+            if not request.several and "data" in recorded.get(RECORD, {}):
+                fill_card(request.output_dir, training_text(recorded))
     return result
 
 

@@ -71,3 +71,24 @@ def test_what_is_wrong_with_a_comparison(bishare, folder, monkeypatch):  # noqa:
     run = bishare("inspect", "runs", "--out", "t.svg")
     assert (run.code, "pip install 'bishare[plot]'" in run.err) == (2, True)
     assert not [*Path().glob("t.*")]
+
+
+def test_the_card_of_a_run_is_filled_from_its_record_and_carried_by_convert(bishare, folder):  # noqa: F811
+    words = [*COMMON, "--learning_rate", "2e-2", "--output_dir", "alone"]
+    assert bishare("train", "small.share", *words).code == 0
+    card = Path("alone/README.md").read_text()
+    results = json.loads(Path("alone/run.json").read_text())["record"]["results"]
+    for line in (
+        "- data: `rows.jsonl`, 12 examples (sha256 ",
+        "- steps: 3 of 2 examples, 0.5 epochs",
+        "- learning rate: 0.02, after 0 steps of warm-up",
+        "- seed: 0",
+        f"- held-out loss: {results['eval_loss']:.4g}",
+    ):
+        assert line in card, card
+    assert "Fill in: the data" not in card
+    for target in ("peft", "bishare"):
+        words = ["convert", "alone", "--model", "tiny", "--for", target, "--out", target]
+        assert bishare(*words).code == 0
+        carried = Path(target, "README.md").read_text()
+        assert card.split("## Training")[1].split("## Licence")[0].strip() in carried

@@ -4,6 +4,7 @@ import yaml
 from transformers import LlamaForCausalLM
 
 from bishare_dsl import compile_spec, parse_spec, plan_spec
+from bishare_dsl.convert.origin import training_in, with_training
 from bishare_dsl.folder.card import model_card
 from bishare_dsl.folder.config import AdapterConfig
 from bishare_dsl.folder.files import save_library
@@ -72,3 +73,19 @@ def test_the_first_code_of_a_card_runs(library, tmp_path):
     exec(code, found)  # As a reader copies it.
     ids = torch.arange(8).view(1, 8)
     assert torch.equal(found["model"].eval()(ids).logits, model.eval()(ids).logits)
+
+
+def test_the_card_of_a_folder_without_training_says_so(bishare, here):
+    tiny_model("llama").save_pretrained("base")
+    (here / "mine.share").write_text(TEXT)
+    assert bishare("compile", "mine.share", "--model", "base", "--out", "fresh").code == 0
+    assert "## Training\n\nNot trained: its tensors" in (here / "fresh/README.md").read_text()
+
+
+def test_the_section_on_training_is_filled_and_found_in_any_card():
+    card = card_of(TEXT, tiny_model("llama"))[1]
+    assert training_in(card) is None
+    filled = with_training(card, "- steps: 3 {not} \\1")
+    assert training_in(filled) == "- steps: 3 {not} \\1"
+    assert filled.split("## Licence")[1] == card.split("## Licence")[1]
+    assert training_in(with_training("# mine\n", "by hand")) == "by hand"
