@@ -528,5 +528,5 @@ def _running(module: nn.Module) -> Iterator[nn.Module]:
 
 def _device(model: nn.Module) -> torch.device:
     """Guess the device of a model's activations, ignoring accelerate's offloading."""
-    here = (p.device for p in model.parameters() if not p.is_meta)
-    return next(here, torch.device("cpu"))
+    devices = (p.device for p in model.parameters() if not p.is_meta)
+    return next(devices, torch.device("cpu"))

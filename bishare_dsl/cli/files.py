@@ -55,10 +55,10 @@ def find_adapters(folder: Path) -> list[Path]:
     place, _ = place_of(folder)
     if (place / CONFIG).is_file():
         return [folder]
-    found: dict[Path, Path] = {}
+    folders: dict[Path, Path] = {}
     for file in sorted([*place.glob(f"*/{CONFIG}"), *place.glob(f"*/*/{CONFIG}")]):
         names = file.parent.relative_to(place).parts
         aside = any(re.match(r"\.|checkpoint-\d+$", name) for name in names)
         if not aside and not (len(names) > 1 and (file.parents[1] / CONFIG).is_file()):
-            found.setdefault(real_path(file.parent), file.parent)
-    return [*found.values()]
+            folders.setdefault(real_path(file.parent), file.parent)
+    return [*folders.values()]

@@ -118,8 +118,8 @@ def read_peft(
         term = plan.terms_of[site.path][0]
         values[term.tensors["A"]] = down.float()
         values[term.tensors["B"]] = up.t().float().contiguous()
-        found = effective_factors(plan, values, site, scaled=True)
-        both = zip(found, (down, scale * up.t()), strict=True)
+        fitted = effective_factors(plan, values, site, scaled=True)
+        both = zip(fitted, (down, scale * up.t()), strict=True)
         if not all(torch.allclose(a, b.float(), equal_nan=True) for a, b in both):
             raise _differs(folder, f"dW of `{site.path}` differs in the spec")
     if config.use_dora:

@@ -84,8 +84,8 @@ class SourceMap(Record):
 
     def uses(self, span: Span) -> list[Span]:
         """Return the span that uses the text of a span, the span that uses that text, and so on."""
-        found = []
+        sources = []
         while (used := self.source_of(span).used) is not None:
-            found.append(used)
+            sources.append(used)
             span = used
-        return found
+        return sources

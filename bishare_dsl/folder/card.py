@@ -46,9 +46,9 @@ def write_card(folder: Path, plan: Plan, config: AdapterConfig) -> None:
 def _new_tasks(folder: Path) -> str:
     """Say how new tasks of a library start; nothing if it has no record of it that can be read."""
     try:
-        found = parse_json(read_file(folder, STARTS, MAX_CONFIG))
-        right = f"{found['correct']:.1%} of {found['examples']:,d} examples of members that were left out"
-        return f"\n## New tasks\n\nA sum of members of sharpness {found['sharpness']:g} answers {right}.\n"
+        record = parse_json(read_file(folder, STARTS, MAX_CONFIG))
+        right = f"{record['correct']:.1%} of {record['examples']:,d} examples of members that were left out"
+        return f"\n## New tasks\n\nA sum of members of sharpness {record['sharpness']:g} answers {right}.\n"
     except (OSError, LookupError, TypeError, ValueError):
         return ""
 

@@ -125,28 +125,28 @@ def _tokenizer_of(model: Any) -> str | None:
     return None
 
 
-def base_changes(saved: Fingerprint | None, found: Fingerprint | None) -> list[Problem]:
+def base_changes(saved: Fingerprint | None, present: Fingerprint | None) -> list[Problem]:
     """Warn if an adapter was saved on another base, as far as both bases are known (BS620)."""
-    if saved is None or found is None:
+    if saved is None or present is None:
         return []
-    far, tokenizers = difference(saved, found), {saved.tokenizer, found.tokenizer} - {None}
+    far, tokenizers = difference(saved, present), {saved.tokenizer, present.tokenizer} - {None}
     what = [f"its weights are {far:.1g} apart"] if far else []
     what += ["its tokenizer has other tokens"] if len(tokenizers) > 1 else []
     return [codes.OTHER_FINGERPRINT(what=", and ".join(what))] if what else []
 
 
-def difference(saved: Fingerprint, found: Fingerprint) -> float:
+def difference(saved: Fingerprint, present: Fingerprint) -> float:
     """Return how far apart two bases are, relative to their weights; 0 if rounding alone may explain it.
 
     The largest distance of a group counts, beyond what types and quantisation of the two may change.
     """
-    halved = saved.dtype != found.dtype and "float16" in (saved.dtype, found.dtype)
+    halved = saved.dtype != present.dtype and "float16" in (saved.dtype, present.dtype)
     rounding = _IN_FLOAT16 if halved else _SAME
-    few: int = min(filter(None, (saved.bits, found.bits)), default=0)
+    few: int = min(filter(None, (saved.bits, present.bits)), default=0)
     allowed = {"linear": _QUANTISED.get(few, rounding), "embedding": rounding, "norms": rounding}
     apart = [0.0]
     for group, most in allowed.items():
-        one, other = getattr(saved, group), getattr(found, group)
+        one, other = getattr(saved, group), getattr(present, group)
         far = math.dist(one, other) / (math.hypot(*one) or 1.0) if len(one) == len(other) else 0.0
         apart.append(far if far > most else 0.0)
     return max(apart)
@@ -210,15 +210,15 @@ def find_reproduced(
     """
     from bishare_dsl.initial.singular import fitted
 
-    found, stored = {}, fitted(plan)
+    marked, stored = {}, fitted(plan)
     frozen = [t for t in plan.tensors if t.name in reproduced and not t.trainable]
     for name in (t.name for t in frozen if (t.like or t.name) not in stored):
         marks, value = marks_of(tensors[name]), tensors[name].cpu().double()
         with suppress(AdapterError):
             apart = _restored(name, reproduced[name], marks).cpu() - value
             if apart.norm() <= _SUM_TOLERANCE / 10 * value.norm():
-                found[name] = marks
-    return found
+                marked[name] = marks
+    return marked
 
 
 def check_reproduced(

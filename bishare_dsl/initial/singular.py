@@ -77,8 +77,8 @@ def singular_starts(
     pools.sort(key=lambda pool: (len(pool.members) == 1, order[pool.members[0]]))
     for pool in tqdm(pools, "reading the base's weights", disable=None, leave=False):
         # Contiguous like a loaded tensor, so that kernels give the same last bits.
-        starts.found[pool.tensor] = starts.make(pool).contiguous()
-    values = starts.found
+        starts.values_of[pool.tensor] = starts.make(pool).contiguous()
+    values = starts.values_of
     return values | {t.name: values[t.like].clone() for t in plan.tensors if t.like in values}
 
 
@@ -103,7 +103,7 @@ class _Starts:
     def __init__(self, plan: Plan, model: nn.Module, dtype: torch.dtype):
         self.plan, self.maps, self.dtype = plan, linear_maps(model), dtype
         self.fitted = fitted(plan)
-        self.found: dict[str, torch.Tensor] = {}
+        self.values_of: dict[str, torch.Tensor] = {}
         self._last: tuple[object, Directions] | None = None  # A and B of a site follow each other.
 
     def make(self, pool: Pool) -> torch.Tensor:
@@ -117,7 +117,7 @@ class _Starts:
             return _scaled(tensor, singular.values, singular.right)
         if (shared := self.fitted.get(tensor.name)) is not None:
             weight = self._weight(path)
-            other = self.found[shared].to(weight.device)
+            other = self.values_of[shared].to(weight.device)
             return _fitted(tensor, other, weight if is_down else weight.T)
         key = path, tensor.shape[0], bottom
         if self._last is None or self._last[0] != key:
@@ -126,15 +126,15 @@ class _Starts:
         return _scaled(tensor, singular.values, singular.right if is_down else singular.left)
 
     def _weight(self, path: str) -> torch.Tensor:
-        found = self.maps[path]
-        if found.replacement() is not None:
-            weight = found.dense().to(self.dtype)
+        linear = self.maps[path]
+        if linear.replacement() is not None:
+            weight = linear.dense().to(self.dtype)
         else:
-            stored = found.stored()
+            stored = linear.stored()
             assert stored is not None, path
-            if stored.is_meta and is_offloaded(found.module):
+            if stored.is_meta and is_offloaded(linear.module):
                 raise AdapterError(codes.NO_WEIGHT(path=path, reason="it is offloaded to disk"))
-            weight = found.part(gather(stored).detach()).to(self.dtype)
+            weight = linear.part(gather(stored).detach()).to(self.dtype)
         if self.dtype != torch.float64 or weight.is_meta:
             return weight
         # Callers use float64 to check whether float32 determines the directions: with equal

@@ -44,12 +44,12 @@ def completions(document: Document, position: lsp.Position) -> list[lsp.Completi
         return []
     unfinished = _unfinished_word(before)
     text = before[: len(before) - len(unfinished)]
-    found = parse_open(Source(document.path, text))
+    opened = parse_open(Source(document.path, text))
     names: list[_Name] = []
-    if "NAME" in found.allowed or "STRING" in found.allowed:
-        names += _names(document, found)
+    if "NAME" in opened.allowed or "STRING" in opened.allowed:
+        names += _names(document, opened)
     if not unfinished.startswith('"'):
-        names += _keywords(found)
+        names += _keywords(opened)
     return _items(document, offset, unfinished, names)
 
 
@@ -62,17 +62,17 @@ def _unfinished_word(before: str) -> str:
     return match[0] if match else ""
 
 
-def _keywords(found: Open) -> Iterator[_Name]:
+def _keywords(opened: Open) -> Iterator[_Name]:
     """Yield the keywords that the grammar allows at the end of a text."""
-    for kind in sorted(found.allowed - {END}):
+    for kind in sorted(opened.allowed - {END}):
         word = spelled(kind)
         if word is not None and word.isalpha():
             yield _Name(word, Kind.Keyword, is_word=True)
 
 
-def _names(document: Document, found: Open) -> Iterator[_Name]:
+def _names(document: Document, opened: Open) -> Iterator[_Name]:
     """Yield the names that the last clause of a text allows at its end."""
-    words = [str(word) for word in found.words]
+    words = [str(word) for word in opened.words]
     if not words:
         return
     clause = "per" if words[1:2] == ["per"] else words[0]
@@ -89,7 +89,7 @@ def _names(document: Document, found: Open) -> Iterator[_Name]:
             yield from _model_names(document, "kind")
             for part in PARTS:
                 yield _Name(part, Kind.Field)
-        yield from _declared(found, params_only=counts)
+        yield from _declared(opened, params_only=counts)
         for attribute in ATTRIBUTES:
             yield _Name(attribute, Kind.Property, is_word=True)
         for function in FUNCTIONS:
@@ -105,9 +105,9 @@ def _model_names(document: Document, attribute: str) -> Iterator[_Name]:
         yield _Name(name, Kind.Field)
 
 
-def _declared(found: Open, *, params_only: bool) -> Iterator[_Name]:
+def _declared(opened: Open, *, params_only: bool) -> Iterator[_Name]:
     """Yield the params and lets that are declared above."""
-    for statement in found.statements:
+    for statement in opened.statements:
         if statement.keyword == "param":
             yield _Name(statement.name, Kind.Constant)
         elif statement.keyword == "let" and not params_only:

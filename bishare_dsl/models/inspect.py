@@ -234,10 +234,10 @@ def _left_out(model: nn.Module, held: Mapping[nn.Module, list[Weight]]) -> Itera
     for path, module in model.named_modules(remove_duplicate=False):
         if in_adapter(path):
             continue
-        here = first.setdefault(module, path)
-        if here != path:
+        first_path = first.setdefault(module, path)
+        if first_path != path:
             if (widths := linear_widths(module)) is not None:
-                yield LeftOut(path=path, parameters=prod(widths), why=f"it is `{here}` again")
+                yield LeftOut(path=path, parameters=prod(widths), why=f"it is `{first_path}` again")
         elif not (held[module] if module in held else weights_in(path, module)):
             for name, parameter in module._parameters.items():
                 if parameter is not None and len(shape := full_shape(parameter)) == 3:

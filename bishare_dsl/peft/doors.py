@@ -104,8 +104,9 @@ def hand_on_config(read: _Function) -> _Function:
 
     @wraps(read)
     def from_json_file(cls: Any, path_json_file: str, **kwargs: Any) -> Any:
-        if (found := READ.get()) is not None and found.is_of(path_json_file):
-            return {**found.stored.config.fields}
+        current = READ.get()
+        if current is not None and current.is_of(path_json_file):
+            return {**current.stored.config.fields}
         return read(cls, path_json_file, **kwargs)
 
     return from_json_file
@@ -116,8 +117,9 @@ def hand_on_tensors(read: _Function) -> _Function:
 
     @wraps(read)
     def safe_load_file(filename: Any, device: Any = "cpu") -> Any:
-        if (found := READ.get()) is not None and found.is_of(filename):
-            return {key: tensor.to(device) for key, tensor in found.others.items()}
+        current = READ.get()
+        if current is not None and current.is_of(filename):
+            return {key: tensor.to(device) for key, tensor in current.others.items()}
         return read(filename, device=device)
 
     return safe_load_file

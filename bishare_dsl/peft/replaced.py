@@ -64,11 +64,11 @@ class Replacement:
 
     def put(self) -> None:
         """Replace the function."""
-        found = vars(self.owner).get(self.name) or getattr(self.owner, self.name)
-        if isinstance(found, classmethod):
-            setattr(self.owner, self.name, classmethod(self.wrap(found.__func__)))
+        original = vars(self.owner).get(self.name) or getattr(self.owner, self.name)
+        if isinstance(original, classmethod):
+            setattr(self.owner, self.name, classmethod(self.wrap(original.__func__)))
         else:
-            setattr(self.owner, self.name, self.wrap(found))
+            setattr(self.owner, self.name, self.wrap(original))
 
 
 def _refused(help: str) -> Callable[[_Function], _Function]:

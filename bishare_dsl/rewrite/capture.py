@@ -116,7 +116,7 @@ def _merge_training(graph: fx.Graph, trained: fx.Graph) -> None:
     nodes, others = list(graph.nodes), list(trained.nodes)
     if [(n.op, n.target) for n in nodes] != [(n.op, n.target) for n in others]:
         raise UntraceableRegion("it goes another way in training")
-    here = dict(zip(others, nodes, strict=True))
+    node_of = dict(zip(others, nodes, strict=True))
 
     def merge(evaluation: Any, training: Any) -> Any:
         match evaluation, training:
@@ -131,8 +131,8 @@ def _merge_training(graph: fx.Graph, trained: fx.Graph) -> None:
 
     for node, other in zip(nodes, others, strict=True):
         with graph.inserting_before(node):
-            node.args = merge(node.args, fx.node.map_arg(other.args, here.__getitem__))
-            node.kwargs = merge(node.kwargs, fx.node.map_arg(other.kwargs, here.__getitem__))
+            node.args = merge(node.args, fx.node.map_arg(other.args, node_of.__getitem__))
+            node.kwargs = merge(node.kwargs, fx.node.map_arg(other.kwargs, node_of.__getitem__))
 
 
 def _check_targets(graph: fx.Graph, targets: Sequence[str]) -> None:

@@ -230,8 +230,9 @@ class Server:
             ServerError: there is none (BS872).
         """
         listed = self.fetch("/models", _Models).data
-        if found := [model.id for model in listed if not model.parent and model.id not in mine]:
-            return found[0]
+        bases = [model.id for model in listed if not model.parent and model.id not in mine]
+        if bases:
+            return bases[0]
         raise self.fails("lists no base model", "name it: --base NAME")
 
     def ask(self, name: str, texts: Sequence[str], *, scored: bool = False) -> list[Answer]:

@@ -16,5 +16,5 @@ from bishare_dsl.diagnostics.problem import Code
 def registry() -> dict[str, Code]:
     """Return all codes by name, sorted."""
     stages = [import_module(f"{__name__}.{stage.name}") for stage in iter_modules(__path__)]
-    found = [v for stage in stages for v in vars(stage).values() if isinstance(v, Code)]
-    return {code.code: code for code in sorted(found, key=lambda code: code.code)}
+    codes = [v for stage in stages for v in vars(stage).values() if isinstance(v, Code)]
+    return {code.code: code for code in sorted(codes, key=lambda code: code.code)}
