@@ -83,7 +83,7 @@ def test_what_bfloat16_keeps_of_a_small_update(adapted):
     before = {s.path: model.get_submodule(s.path).weight.float().clone() for s in kind}
     updates = {s.path: delta(model.bishare.plan, model.bishare.tensors(), s) for s in kind}
     assert 1e-5 < added.norm() / before[site.path].norm() < 1e-3
-    with pytest.warns(BishareWarning, match="BS639.*to bfloat16"):
+    with pytest.warns(BishareWarning, match="BS639.*in bfloat16"):
         report = model.bishare.merge()
     changes = {p: model.get_submodule(p).weight.float() - w for p, w in before.items()}
     want = sum((changes[p] * u).sum() for p, u in updates.items()) / sum(
