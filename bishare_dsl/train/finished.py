@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from statistics import fmean
 from typing import Any
 
@@ -32,7 +33,7 @@ class FinishedRun:
         loss: the last training loss.
         seconds: of the run since it began or resumed.
         measure: `ACCURACY` for rows with options, or `LOSS`.
-        choosing: the measure of the first, third and further odd held-out rows, which choose a learning rate.
+        choosing: the measure of one random half of the held-out rows, which chooses a learning rate.
         judging: the measure of the other held-out rows.
     """
 
@@ -113,6 +114,8 @@ def _run_of(
     if results is None:
         return FinishedRun(**common, diverged=str(record["diverged"]))
     measure, rows = _rows(results["held_out"] or {})
+    # A fixed random order: rows often alternate between their answers.
+    Random(0).shuffle(rows)
     return FinishedRun(
         **common,
         loss=results["loss_last"],
