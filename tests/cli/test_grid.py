@@ -267,7 +267,9 @@ def test_a_single_run_does_not_begin_in_the_folder_of_a_grid_nor_a_grid_in_that_
 def test_a_run_that_is_the_config_gets_more_seeds(bishare, folder):
     assert bishare("train", "small.share", *COMMON, "--output_dir", "alone").code == 0
     words = ["--config", "alone/run.json", "--output_dir", "runs", "--seed", "0,1"]
-    assert bishare("train", *words).code == 0
+    run = bishare("train", *words)
+    assert run.code == 0
+    assert "not as in the run" not in run.err  # The command had relative paths.
     name = "small,r=3,learning_rate=0.0001,seed={}"
     assert sorted(path.name for path in Path("runs").iterdir()) == [name.format(n) for n in (0, 1)]
     tensors = [Path(at, FILES[0]).read_bytes() for at in ("alone", f"runs/{name.format(0)}")]

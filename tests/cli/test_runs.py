@@ -89,6 +89,8 @@ def test_the_card_of_a_run_is_filled_from_its_record_and_carried_by_convert(bish
     ):
         assert line in card, card
     assert "Fill in: the data" not in card
+    run = bishare("train", "--config", "alone/run.json", "--output_dir", "again")
+    assert (run.code, "not as in the run" in run.err) == (0, False)
     for target in ("peft", "bishare"):
         words = ["convert", "alone", "--model", "tiny", "--for", target, "--out", target]
         assert bishare(*words).code == 0
