@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 
 from bishare_dsl.language import parse_spec, spec_text
 from bishare_dsl.models.inspect import inspect_model, linear_maps
+from bishare_dsl.testing.fitting_specs import fitting_specs
 from bishare_dsl.testing.specs import check_spec
 from tests.support import checks
 from tests.support.architectures import architectures
-from tests.support.plans import meaningful_specs, small_models
+from tests.support.small_models import small_models
 
 # An example compiles and runs a model or two.
 FEW = settings(max_examples=max(1, settings().max_examples // 8))
@@ -21,11 +22,11 @@ SOME = settings(max_examples=max(1, settings().max_examples // 4))
 def compilable(draw, **families):
     """A spec and a model that it fits."""
     model = draw(small_models(**families))
-    return draw(meaningful_specs(inspect_model(model))), model
+    return draw(fitting_specs(inspect_model(model))), model
 
 
 @settings(max_examples=2 * settings().max_examples)
-@given(architectures().flatmap(meaningful_specs))
+@given(architectures().flatmap(fitting_specs))
 def test_text_says_the_same(spec):
     assert parse_spec(spec_text(spec)) == spec
 

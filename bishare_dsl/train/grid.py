@@ -16,6 +16,7 @@ from typing import Any
 from bishare_dsl.compiler import ResolvedSpec, make_plan
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.models import architecture_of
+from bishare_dsl.reading import parse_json
 from bishare_dsl.spec import Spec
 from bishare_dsl.train.errors import TrainError, translate_refusals
 from bishare_dsl.train.reporter import Reporter
@@ -196,7 +197,7 @@ def _read_cell(request: Request, digest: str) -> Cell:
 
 def _differences(run: Mapping[str, Any], request: Request, digest: str) -> list[str]:
     """Return in words how the arguments of the run in a folder differ from those of a request."""
-    asked = json.loads(json.dumps(request.as_dict(None)))  # JSON has lists for tuples.
+    asked = parse_json(json.dumps(request.as_dict(None)))  # JSON has lists for tuples.
     others = list[str]()
     for name in sorted((run.keys() | asked.keys()) - {"spec", RECORD}):
         before, now = run.get(name), asked.get(name)

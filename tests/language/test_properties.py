@@ -6,7 +6,7 @@ from bishare_dsl.diagnostics import SpecError
 from bishare_dsl.language import format_text, parse_spec, read, spec_text
 from bishare_dsl.language.grammar import words
 from bishare_dsl.spec import Spec
-from tests.support.specs import layouts, specs
+from bishare_dsl.testing.any_specs import layouts, specs
 
 WORDS = [*words(), "q_proj", "layer", "8", "0.5", '"odd name"', "\n", "# comment\n"]
 

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from bishare_dsl.diagnostics import SpecError, as_json
 from bishare_dsl.language import format_text, parse_spec, read, read_file, spec_text
 from bishare_dsl.spec import Match, Ref, Settings
-from tests.support.specs import specs
+from bishare_dsl.testing.any_specs import specs
 
 BASE = """spec base
 param r = 2

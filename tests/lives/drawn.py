@@ -1,4 +1,4 @@
-"""What lives are drawn from: specs that `meaningful_specs` leaves out, and batches that models read."""
+"""What lives are drawn from: specs that `fitting_specs` leaves out, and batches that models read."""
 
 import torch
 from hypothesis import strategies as st
@@ -7,9 +7,10 @@ from torch import Tensor
 from bishare_dsl import parse_spec
 from bishare_dsl.language import spec_text
 from bishare_dsl.models.inspect import inspect_model
+from bishare_dsl.testing.fitting_specs import fits, fitting_specs
 from tests.support.families import TINY_FAMILIES, TINY_MIXTURES, TINY_TOWERS, tiny_inputs
-from tests.support.plans import fits, meaningful_specs, small_models
 from tests.support.quantised import Int8Linear
+from tests.support.small_models import small_models
 
 # Tensors of one share in another: read where they are read, written where they are read, of the layer above, in both
 # places of a term; keys that are names, cases and powers.
@@ -61,7 +62,7 @@ FAMILIES = (*TINY_FAMILIES, *TINY_MIXTURES, *TINY_TOWERS)
 
 def specs(architecture):
     """Draw the texts of specs that fit: over the whole language, and now and then a written one."""
-    choices = [meaningful_specs(architecture)] * 2
+    choices = [fitting_specs(architecture)] * 2
     for texts in (TEXTS, REFERENCES):
         written = [spec for spec in map(_parsed, texts) if fits(spec, architecture)]
         if written:

@@ -20,8 +20,8 @@ from bishare_dsl.rewrite.adapt import check_free, compile_plan, insert_first
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
 from bishare_dsl.rewrite.region import Pass
 from bishare_dsl.spec import Spec
+from bishare_dsl.testing.fitting_specs import fitting_specs
 from tests.support.checks import _close, _gradients, _random, _same
-from tests.support.plans import meaningful_specs
 from tests.support.references import reference_model
 
 
@@ -227,7 +227,7 @@ def regions(draw):
         ).double()
     if shared := len(model.layers) > 1 and draw(st.sampled_from([False, False, True])):
         model.layers[1].a = model.layers[0].a
-    spec = draw(meaningful_specs(inspect_model(model)))
+    spec = draw(fitting_specs(inspect_model(model)))
     dropouts = st.sampled_from([0, 0, 0.25, 0.5])
     shares = tuple(
         share  # A magnitude is a statement without dropout.

@@ -1,22 +1,24 @@
-"""Hypothesis strategies for models, specs that fit them, and pools.
+"""Hypothesis strategies for specs that fit a model, over the whole language, and for small models.
 
-@given(st.data())
-def test_my_transform(data):
-    model = data.draw(small_models())
-    spec = data.draw(meaningful_specs(inspect_model(model)))
-    check_spec(spec, model)
+    @given(st.data())
+    def test_my_change(data):
+        model = data.draw(small_llamas())
+        check_spec(data.draw(fitting_specs(inspect_model(model))), model)
+
+Needs the package `hypothesis`.
 """
 
-import copy
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from math import gcd
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 
 from bishare_dsl.diagnostics import BishareError
-from bishare_dsl.models.inspect import inspect_model
-from bishare_dsl.models.site import Architecture, block_of
+from bishare_dsl.models.site import Architecture, Site
 from bishare_dsl.plan.build import build_plan
 from bishare_dsl.plan.select import Sites
 from bishare_dsl.plan.vocabulary import key_value
@@ -50,62 +52,45 @@ from bishare_dsl.spec import (
     magnitude,
 )
 from bishare_dsl.spec.evaluate import Scope
+from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, transform_kind
 from bishare_dsl.transforms.transform import divisors
-from tests.support.families import TINY_FAMILIES, TINY_MIXTURES, TINY_TOWERS, tiny_model
-from tests.support.quantised import quantise
 
-LAYER, KIND, PARENT, TOWER, EXPERT, IN, OUT, RANK, ALPHA = (
-    Ref(ref=name)
-    for name in ("layer", "kind", "parent", "tower", "expert", "in", "out", "rank", "alpha")
-)
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-
-@lru_cache(maxsize=256)
-def _cached_model(family, overrides):
-    return tiny_model(family, **dict(overrides))
+LAYER = Ref(ref="layer")
+KIND = Ref(ref="kind")
+PARENT = Ref(ref="parent")
+TOWER = Ref(ref="tower")
+EXPERT = Ref(ref="expert")
+IN = Ref(ref="in")
+OUT = Ref(ref="out")
+RANK = Ref(ref="rank")
+ALPHA = Ref(ref="alpha")
 
 
 @st.composite
-def small_models(draw, families=(*TINY_FAMILIES, *TINY_MIXTURES, *TINY_TOWERS)):
-    """Generate tiny models of any family, float32 in eval mode; each is a fresh copy.
-
-    The families are causal language models, mixtures of experts, encoders, encoder-decoders and image
-    models. The head may be tied to the embedding, and sometimes linear layers are quantised.
-
-    Layers (1 to 3), heads and widths vary if the family allows it. Attention is grouped-query if the family
-    supports it, and widths differ.
-    """
-    family = draw(st.sampled_from(families))
-    sizes = _sizes(draw, family) if family in TINY_FAMILIES else {}
-    if family in TINY_MIXTURES:
-        sizes["num_hidden_layers"] = draw(st.integers(1, 3))
-    sizes["tie_word_embeddings"] = draw(st.booleans())
-    model = copy.deepcopy(_cached_model(family, tuple(sorted(sizes.items()))))
-    if draw(st.sampled_from([False, False, False, True])):
-        kinds = {site.kind for site in inspect_model(model).sites}
-        few = draw(st.sets(st.sampled_from(sorted(kinds)), min_size=1))
-        quantise(model, lambda path: path.rpartition(".")[2] in few and block_of(path) is not None)
-    return model
+def llama_sizes(draw: st.DrawFn) -> dict[str, int]:
+    """Generate sizes of a config like Llama's, for `tiny_model`: 1 to 3 layers, and widths that differ."""
+    return {
+        "num_hidden_layers": draw(st.integers(1, 3)),
+        "num_attention_heads": draw(st.sampled_from([2, 4])),
+        "hidden_size": draw(st.sampled_from([16, 24, 32])),
+        "intermediate_size": draw(st.sampled_from([20, 36, 48])),
+        "head_dim": draw(st.sampled_from([6, 10])),
+        "num_key_value_heads": draw(st.sampled_from([1, 2])),
+    }
 
 
-def _sizes(draw, family):
-    layers, heads = draw(st.integers(1, 3)), draw(st.sampled_from([2, 4]))
-    hidden, inner = draw(st.sampled_from([16, 24, 32])), draw(st.sampled_from([20, 36, 48]))
-    if family == "gpt2":
-        return {"n_layer": layers, "n_head": heads, "n_embd": hidden, "n_inner": inner}
-    sizes = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": hidden}
-    if family == "opt":
-        return {**sizes, "word_embed_proj_dim": hidden, "ffn_dim": inner}
-    if family == "falcon":
-        return {**sizes, "ffn_hidden_size": inner}
-    head_dim = draw(st.sampled_from([6, 10]))
-    sizes |= {"intermediate_size": inner, "head_dim": head_dim}
-    sizes["num_key_value_heads"] = draw(st.sampled_from([1, 2]))
-    return sizes | ({"query_pre_attn_scalar": head_dim} if family == "gemma2" else {})
+@st.composite
+def small_llamas(draw: st.DrawFn) -> PreTrainedModel:
+    """Generate tiny Llamas in float32 and eval mode. The head may be tied to the embedding."""
+    sizes: dict[str, Any] = draw(llama_sizes())
+    return tiny_model(tie_word_embeddings=draw(st.booleans()), **sizes)
 
 
-def vias():
+def vias() -> st.SearchStrategy[Via]:
     """Generate every built-in transform except Identity, with options; most sizes do not
     divide any width.
     """
@@ -121,7 +106,7 @@ def vias():
     )
 
 
-def _via(name, **options):
+def _via(name: str, **options: Any) -> st.SearchStrategy[Via]:
     return st.fixed_dictionaries({}, optional=options).map(
         lambda given: Via(transform=name, options=given)
     )
@@ -138,7 +123,7 @@ class _Drawing:
     _known: tuple[int, int] = (-1, -1)
     _scopes: dict[str, Scope] = field(default_factory=dict)
 
-    def scopes(self, sites):
+    def scopes(self, sites: Sequence[Site]) -> list[Scope]:
         known = len(self.params), len(self.lets)
         if self._known != known:
             spec = Spec(
@@ -151,18 +136,18 @@ class _Drawing:
             self._known, self._scopes = known, dict(Sites(spec, self.architecture).scopes)
         return [self._scopes[site.path] for site in sites]
 
-    def any(self, *choices):
+    def any(self, *choices: Any) -> Any:
         """Choose a value; a failing example shrinks to the first."""
         return choices[self.draw(st.integers(0, len(choices) - 1))]
 
-    def number(self, value):
+    def number(self, value: Any) -> Any:
         """Generate a number, sometimes as a param."""
         if not self.any(False, False, True):
             return value
         self.params.append(Param(name=f"p{len(self.params)}", value=value))
         return Ref(ref=self.params[-1].name)
 
-    def atom(self, sites):
+    def atom(self, sites: Sequence[Site]) -> Any:
         """Generate a predicate that some of ``sites`` satisfy."""
         site = self.any(*sites)
         layers = self.scopes([site])[0].layers
@@ -201,7 +186,7 @@ class _Drawing:
         atoms += [name for name in names if any(scope.holds(name) for scope in scopes)]
         return self.any(*atoms)
 
-    def selection(self, sites):
+    def selection(self, sites: Sequence[Site]) -> Selection:
         """Generate a selection of at least one of ``sites``."""
         first = self.atom(sites)
         form = self.any("one", "not", "two", "and", "or", "except")
@@ -220,19 +205,20 @@ class _Drawing:
             return made
         return Selection(include=(first,))
 
-    def selected(self, sites, selection):
+    def selected(self, sites: Sequence[Site], selection: Selection) -> list[Site]:
         scopes = self.scopes(sites)
         return [s for s, scope in zip(sites, scopes, strict=True) if scope.holds(selection)]
 
-    def per(self, sites):
+    def per(self, sites: Sequence[Site]) -> tuple[Any, ...]:
         """Generate keys; without any, all sites share a pool."""
         keys = [
             *(Ref(ref=name) for name in ("module", "layer", "kind", "parent", "path", "in")),
-            *(TOWER for _ in range(len({site.tower for site in sites}) > 1)),
             Binary(op="//", left=LAYER, right=self.number(self.any(2, 3))),
             Binary(op="%", left=LAYER, right=2),
             self.atom(sites),
         ]
+        if len({site.tower for site in sites}) > 1:
+            keys.append(TOWER)
         keys += [Ref(ref=let.name) for let in self.lets if let.value is not None]
         if any(site.expert is not None for site in sites):
             keys.append(EXPERT)
@@ -242,7 +228,7 @@ class _Drawing:
         count = self.any(1, 0, 1, 2)
         return tuple(self.any(*keys) for _ in range(count))
 
-    def rank(self, sites):
+    def rank(self, sites: Sequence[Site]) -> tuple[Any, Ref | None]:
         """Generate a rank, and the attribute it depends on."""
         form = self.any("number", "number", "kind", "layer", "computed", "largest")
         if form == "number":
@@ -262,7 +248,7 @@ class _Drawing:
         other = self.number(self.any(1, 4, 0))
         return Cases(subject=Ref(ref=form), arms=(arm,), otherwise=other), Ref(ref=form)
 
-    def _scales(self, sites):
+    def _scales(self, sites: Sequence[Site]) -> Sequence[Any]:
         """Generate scales that differ between modules."""
         other = Binary(op="-", left=0, right=self.number(3))
         arm = Arm(values=(Ref(ref=self.any(*sites).kind),), result=2)
@@ -275,14 +261,14 @@ class _Drawing:
             Cases(subject=KIND, arms=(arm,), otherwise=RANK),
         )
 
-    def group(self):
+    def group(self) -> Any:
         """Generate the value that a let names, to use as a key."""
         first = Arm(values=(0,), result=self.any(0, Ref(ref="early")))
         by_layer = Cases(subject=LAYER, arms=(first,), otherwise=self.any(1, Ref(ref="late")))
         by_word = If(then=1, condition=self.atom(self.architecture.sites), otherwise=2)
         return self.any(by_layer, by_word, Binary(op="//", left=LAYER, right=2))
 
-    def settings(self, sites):
+    def settings(self, sites: Sequence[Site]) -> dict[str, Any]:
         """Generate scale, alpha, dropout (always 0) and initialisers."""
         alpha = self.any(None, 4, 0.5)
         scales = [None, 2, -0.5, Binary(op="/", left=3, right=RANK), *self._scales(sites)]
@@ -305,54 +291,30 @@ class _Drawing:
             ),
         }
 
-    def share(self, index, target):
+    def share(self, index: int, target: Sequence[Site]) -> Share:
         where = self.any(None, self.selection(target))
         covered = list(target) if where is None else self.selected(target, where)
         per = self.per(covered)
         rank, reads = self.rank(covered)
-        if reads is not None and not {"module", "path", reads.ref} & {
-            key.ref for key in per if isinstance(key, Ref)
-        }:
-            per = (*per, reads)  # A rank must be constant inside a pool.
+        # A rank must be constant inside a pool.
+        constant = () if reads is None else (reads,)
+        named = {key.ref for key in per if isinstance(key, Ref)}
+        if reads is not None and not {"module", "path", reads.ref} & named:
+            per = (*per, reads)
         key_b = self.any(None, self.per(covered))
-        if key_b is not None and reads is not None:
-            key_b = (*key_b, reads)
+        if key_b is not None:
+            key_b = (*key_b, *constant)
         keys = {"A": per, "B": key_b} if key_b is not None else {}
         unequal = self._unequal(covered, per, per if key_b is None else key_b)
-        via = None
         form = "fitted" if unequal else self.any("plain", "fitted", "equal")
         settings = self.settings(covered)
         if key_b is None and self.any(False, False, True):
             form = "bank"
-        if form == "fitted" and self.any(False, False, True):
-            via = self._places(gated=all(site.expert is None for site in covered))
-            settings[
-                "init"
-            ] = {}  # One tensor starts at zero, between the factors if any stands there.
-        elif form == "fitted":
-            via = self.draw(_VIAS)
-            if via.transform == "KE" and "rowwise" not in via.options and isinstance(rank, int):
-                rows = self.any(*divisors([rank]))
-                via = Via(transform="KE", options={**via.options, "shared_rank": rows})
-            if self.any(False, False, True):
-                ways = (
-                    ("Core", "count"),
-                    ("Loadings", "vectors"),
-                    ("Core", "cores"),
-                    ("Basis", "count"),
-                )
-                name, option = self.any(*ways)
-                via = Via(transform=name, options={option: self.any(2, 3, 1)})
-                settings["init"] = {}  # Its private tensors start at zero.
-        elif form == "equal":
-            via = self.any(*self._equal_vias(covered))
-        elif form == "bank":
-            via = Via(transform="VectorBank", options=self._bank(covered))
-            settings |= {"init": {}, "nonzero_start": True}
+        via = self._via(form, rank, covered, settings)
         settings |= self._gain_and_freeze(via, settings["init"])
-        own = self._own_roles(via, settings["gain"])
+        own = self.own_roles(via, settings["gain"])
         if self.any(False, True) and own:
-            keys[self.any(*own)] = (IN, OUT) if reads is None else (IN, OUT, reads)
+            keys[self.any(*own)] = (IN, OUT, *constant)
         return Share(
             name=f"{self.any('local', 'intra', 'inter')}_{index}",
             where=where,
@@ -363,7 +325,46 @@ class _Drawing:
             **settings,
         )
 
-    def _places(self, *, gated):
+    def _via(
+        self, form: str, rank: Any, sites: Sequence[Site], settings: dict[str, Any]
+    ) -> Via | Places | None:
+        """Generate the `via` of a share, and change the settings that it does not permit.
+
+        ``form`` is ``plain``, ``equal`` for pools of equal widths, ``fitted`` for any pools, or ``bank``.
+        """
+        if form == "fitted" and self.any(False, False, True):
+            # One tensor starts at zero, between the factors if any stands there.
+            settings["init"] = {}
+            return self._places(gated=all(site.expert is None for site in sites))
+        if form == "fitted":
+            return self._fitted_via(rank, settings)
+        if form == "equal":
+            equal: Via = self.any(*self._equal_vias(sites))
+            return equal
+        if form == "bank":
+            settings |= {"init": {}, "nonzero_start": True}
+            return Via(transform="VectorBank", options=self._bank(sites))
+        return None
+
+    def _fitted_via(self, rank: Any, settings: dict[str, Any]) -> Via:
+        """Generate a transform for pools of any widths."""
+        via = self.draw(_VIAS)
+        if via.transform == "KE" and "rowwise" not in via.options and isinstance(rank, int):
+            rows = self.any(*divisors([rank]))
+            via = Via(transform="KE", options={**via.options, "shared_rank": rows})
+        if not self.any(False, False, True):
+            return via
+        settings["init"] = {}  # Its private tensors start at zero.
+        counted = (
+            ("Core", "count"),
+            ("Loadings", "vectors"),
+            ("Core", "cores"),
+            ("Basis", "count"),
+        )
+        name, option = self.any(*counted)
+        return Via(transform=name, options={option: self.any(2, 3, 1)})
+
+    def _places(self, *, gated: bool) -> Places:
         """Generate a chain for each place, whose factors fit any width, with gates if ``gated``."""
         chains = {}
         for place in ("A", "B"):
@@ -385,20 +386,24 @@ class _Drawing:
             between = (one, *between[1:])
         return Places(between=between, **chains)
 
-    def _own_roles(self, via, gain):
+    def own_roles(self, via: Via | Places | None, gain: Gain) -> list[str]:
         """Return the tensors that are private to each site unless they have a key."""
-        roles = []
+        roles: list[str] = []
         if isinstance(via, Places):
-            roles = [step.name if step.gate is None else f"{step.name}_G" for step in via.between]
+            # Each has a name, see `_places`.
+            roles = [f"{step.name}_G" if step.gate else str(step.name) for step in via.between]
         elif via is not None:
             plain = {name: value for name, value in via.options.items() if type(value) is int}
             kind = transform_kind(via.transform)
             has = kind.model_validate(plain).roles
             roles = [role for role in kind.owned if role in has]
-        roles += [GAIN_RANK] * (gain.rank is not None) + [GAIN_OUT] * (gain.out is not None)
+        if gain.rank is not None:
+            roles.append(GAIN_RANK)
+        if gain.out is not None:
+            roles.append(GAIN_OUT)
         return roles
 
-    def _equal_vias(self, sites):
+    def _equal_vias(self, sites: Sequence[Site]) -> list[Via]:
         """Return transforms for pools with sites of equal widths."""
         blocks = gcd(*(side for site in sites for side in (site.d_in, site.d_out)))
         chunks = (
@@ -418,21 +423,22 @@ class _Drawing:
             ),
         ]
 
-    def _bank(self, sites):
+    def _bank(self, sites: Sequence[Site]) -> dict[str, Any]:
         """Generate options of a vector bank whose vectors tile every width."""
         common = gcd(*(side for site in sites for side in (site.d_in, site.d_out)))
         return {"vectors": self.any(3, 4), "length": self._divisor(common), "top_k": 2}
 
-    def _blocks(self, common):
+    def _blocks(self, common: int) -> dict[str, Any]:
         """Generate options of block-diagonal factors with widths divisible by ``common``."""
         cut = self.any("both", "in", "out")
         options = {"blocks": self._divisor(common)}
         return options if cut == "both" else options | {"cut": Ref(ref=cut)}
 
-    def _divisor(self, number):
-        return self.any(*divisors([number]))
+    def _divisor(self, number: int) -> int:
+        divisor: int = self.any(*divisors([number]))
+        return divisor
 
-    def _gain_and_freeze(self, via, init):
+    def _gain_and_freeze(self, via: Via | Places | None, init: Mapping[str, Any]) -> dict[str, Any]:
         """Generate nonzero gains, and frozen tensors that leave something to train.
 
         Alternatively, as in VeRA, combine frozen random factors with an ``out`` gain that starts at zero.
@@ -453,9 +459,9 @@ class _Drawing:
             return {"init": started, "freeze": ("A", "B"), "gain": Gain(rank=rank, out=0)}
         return {"freeze": self.any((), (), roles), "gain": Gain(rank=rank, out=out)}
 
-    def _unequal(self, sites, *keys):
+    def _unequal(self, sites: Sequence[Site], *keys: Sequence[Any]) -> bool:
         """Return whether a pool has sites of different widths, which requires a transform."""
-        pools = {}
+        pools: dict[tuple[Any, ...], set[int]] = {}
         for site, scope in zip(sites, self.scopes(sites), strict=True):
             for factor, key, width in zip("AB", keys, (site.d_in, site.d_out), strict=True):
                 values = [key_value(scope, part) for part in key]
@@ -464,7 +470,7 @@ class _Drawing:
 
 
 @st.composite
-def meaningful_specs(draw, architecture):
+def fitting_specs(draw: st.DrawFn, architecture: Architecture) -> Spec:
     """Generate specs over the whole language that fit an architecture, so `build_plan` reports no error.
 
     They have every form of ``where`` and ``per``, lets, params, exceptions and ranks by kind and layer
@@ -481,7 +487,7 @@ def meaningful_specs(draw, architecture):
     target = drawing.any(everything, drawing.selection(sites))
     targets = drawing.selected(sites, target)
     count = draw(st.integers(1, 3))
-    first, *others = (drawing.share(index, targets) for index in range(count))
+    first, *others = [drawing.share(index, targets) for index in range(count)]
     if isinstance(first.rank, Cases):  # Leave something to train.
         arms = tuple(arm.model_copy(update={"result": 2}) for arm in first.rank.arms)
         rank = first.rank.model_copy(update={"arms": arms, "otherwise": 1})
@@ -507,23 +513,23 @@ def meaningful_specs(draw, architecture):
     return spec
 
 
-def _with_reference(drawing, spec, architecture):
+def _with_reference(drawing: _Drawing, spec: Spec, architecture: Architecture) -> Spec:
     """Give a share, or a copy of one, a tensor of a share, often in another role."""
     for _ in range(4):
         form = drawing.any(_copied, _copied, _of_itself)
-        referring = form(drawing, spec)
+        referring: Spec = form(drawing, spec)
         if fits(referring, architecture):
             return referring
     return spec
 
 
-SQUARE = Selection(include=(Compare(op="==", left=IN, right=OUT),))
+_SQUARE = Selection(include=(Compare(op="==", left=IN, right=OUT),))
 
 
-def _copied(drawing, spec):
+def _copied(drawing: _Drawing, spec: Spec) -> Spec:
     """Add a copy of a share in which a tensor is one of that share."""
     owner = drawing.any(*spec.shares)
-    roles = ["A", "B", *drawing._own_roles(owner.via, Gain())]
+    roles = ["A", "B", *drawing.own_roles(owner.via, Gain())]
     if isinstance(owner.via, Via) and owner.via.transform == "KE":
         roles += ["K_A", "K_B"]
     role = drawing.any(*roles)
@@ -535,7 +541,7 @@ def _copied(drawing, spec):
     copied = owner.model_copy(
         update={
             "name": "again",
-            "where": drawing.any(owner.where, SQUARE),
+            "where": drawing.any(owner.where, _SQUARE),
             "keys": {name: key for name, key in owner.keys.items() if name != role},
             "init": init,
             "freeze": tuple(name for name in owner.freeze if name != role),
@@ -547,11 +553,11 @@ def _copied(drawing, spec):
     return spec.model_copy(update={"shares": shares})
 
 
-def _of_itself(drawing, spec):
+def _of_itself(drawing: _Drawing, spec: Spec) -> Spec:
     """Add a share whose B is its A."""
     of_itself = Share(
         name="same",
-        where=SQUARE,
+        where=_SQUARE,
         keys={"A": (Ref(ref=drawing.any("module", "in")),)},
         references={"B": Reference(role="A")},
         rank=drawing.any(1, 2),
@@ -560,7 +566,9 @@ def _of_itself(drawing, spec):
     return spec.model_copy(update={"shares": (*spec.shares, of_itself)})
 
 
-def _with_magnitude(drawing, spec, targets, architecture):
+def _with_magnitude(
+    drawing: _Drawing, spec: Spec, targets: Sequence[Site], architecture: Architecture
+) -> Spec:
     """Add a magnitude at some targets to a spec."""
     where = drawing.any(None, drawing.selection(targets))
     key = drawing.any((Ref(ref="module"),), (LAYER, KIND), (KIND,), (OUT,), (LAYER, OUT))
@@ -569,12 +577,12 @@ def _with_magnitude(drawing, spec, targets, architecture):
     return scaled if fits(scaled, architecture) else spec
 
 
-def _has_gate(via):
+def _has_gate(via: Via | Places | None) -> bool:
     """Return whether a step has a gate, so that the update is not a matrix."""
     return via is not None and any(step.gate is not None for step in via.placed_steps.values())
 
 
-def _with_ends(draw, spec, architecture):
+def _with_ends(draw: st.DrawFn, spec: Spec, architecture: Architecture) -> Spec:
     """Extend a spec to heads and embeddings, unless it uses attributes that they lack."""
     kinds = {kind for site in architecture.outside for kind in site.kinds}
     # A model may bypass the module and read its position table directly.
@@ -588,7 +596,7 @@ def _with_ends(draw, spec, architecture):
     named = tuple(Ref(ref=kind) for kind in sorted(kinds - {*architecture.kinds}))
     assert spec.target is not None
     include = (*spec.target.include, *named)
-    ways = [
+    ways: list[dict[str, Any]] = [
         {"per": (Ref(ref="module"),)},
         {"per": (KIND,), "gain": Gain(out=1)},
         {"per": (), "via": Via(transform="SS")},
@@ -603,12 +611,12 @@ def _with_ends(draw, spec, architecture):
     return wider if fits(wider, architecture) else spec
 
 
-def _with_train(draw, spec, architecture):
+def _with_train(draw: st.DrawFn, spec: Spec, architecture: Architecture) -> Spec:
     """Let a spec also train in full some parameters that its shares do not adapt."""
     parts = [Ref(ref=part) for part in ("norms", "biases", "heads", "embeddings")]
     others = [other.path.split(".") for other in architecture.others]
     kinds = [Ref(ref=kind) for kind in sorted({path[-2] for path in others if path[1:]})]
-    some = st.sampled_from([*parts, *kinds]) | st.builds(
+    some: st.SearchStrategy[Any] = st.sampled_from([*parts, *kinds]) | st.builds(
         Match, attribute=st.just("path"), pattern=st.sampled_from([".".join(p) for p in others])
     )
     inside = Compare(op="!=", left=LAYER, right=Ref(ref="none"))
@@ -622,7 +630,8 @@ def _with_train(draw, spec, architecture):
     return trained if fits(trained, architecture) else spec
 
 
-def fits(spec, architecture):
+def fits(spec: Spec, architecture: Architecture) -> bool:
+    """Return whether a spec has a plan for an architecture."""
     try:
         build_plan(spec, architecture)
     except BishareError:

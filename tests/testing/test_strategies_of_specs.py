@@ -3,15 +3,15 @@ from hypothesis import strategies as st
 
 from bishare_dsl.diagnostics import PlanError, SpecError
 from bishare_dsl.plan import Plan, build_plan
+from bishare_dsl.testing.any_specs import specs
+from bishare_dsl.testing.fitting_specs import fitting_specs
 from tests.support.architectures import architectures
-from tests.support.plans import meaningful_specs
-from tests.support.specs import specs
 
 
 @st.composite
 def fitting(draw):
     architecture = draw(architectures())
-    return draw(meaningful_specs(architecture)), architecture
+    return draw(fitting_specs(architecture)), architecture
 
 
 @given(fitting())

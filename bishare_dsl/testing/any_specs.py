@@ -5,10 +5,15 @@
         assert parse_spec(spec_text(spec)) == spec
 
 Names are arbitrary, so most specs refer to undefined names. Use these strategies to test printing, storing
-and checking of specs, not compiling.
+and checking of specs, not compiling; `fitting_specs` generates specs to compile. Needs the package
+`hypothesis`.
 """
 
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
 from functools import cache
+from typing import Any
 
 from hypothesis import strategies as st
 
@@ -24,20 +29,20 @@ _OF_ONE = ("abs", "floor", "sqrt")
 
 
 @cache
-def names():
+def names() -> st.SearchStrategy[str]:
     """Generate names: usual names, keywords, and arbitrary text."""
     text = st.text(st.characters(codec="utf-8"), max_size=6)
     return st.sampled_from((*_NAMES, "B", "model", "share", "use", "replace", "gain")) | text
 
 
 @cache
-def numbers():
+def numbers() -> st.SearchStrategy[int | float]:
     """Generate the numbers that a text can contain: 64-bit integers and finite floats."""
     return st.integers(-(2**63 - 1), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
 
 
 @cache
-def expressions():
+def expressions() -> st.SearchStrategy[Any]:
     """Generate arbitrarily nested arithmetic, keys and predicates."""
     leaves = st.one_of(
         numbers(),
@@ -47,7 +52,7 @@ def expressions():
     return st.recursive(leaves, _nested, max_leaves=3)
 
 
-def _nested(inner):
+def _nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     several = st.lists(inner, min_size=2, max_size=3).map(tuple)
     return st.one_of(
         _computed(inner),
@@ -61,14 +66,14 @@ def _nested(inner):
     )
 
 
-def _items(inner):
+def _items(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
     item = inner | st.builds(m.Range, first=inner, last=inner)
     item |= st.builds(m.Range, first=inner) | st.builds(m.Range, last=inner)
     return st.lists(item, min_size=1, max_size=2).map(tuple)
 
 
 @cache
-def selections():
+def selections() -> st.SearchStrategy[m.Selection]:
     """Generate the selections in ``target``, ``where`` and ``let``."""
     return st.builds(
         m.Selection,
@@ -77,7 +82,9 @@ def selections():
     )
 
 
-def _cases(inner, otherwise):
+def _cases(
+    inner: st.SearchStrategy[Any], otherwise: st.SearchStrategy[Any]
+) -> st.SearchStrategy[m.Cases]:
     """Generate ``match ...``."""
     arm = st.builds(m.Arm, values=_items(inner), result=inner)
     arms = st.lists(arm, max_size=2).map(tuple)
@@ -88,29 +95,29 @@ def _cases(inner, otherwise):
 
 
 @cache
-def rank_matches():
+def rank_matches() -> st.SearchStrategy[m.Cases]:
     """Generate ``rank match ...``, with or without an ``else``."""
     return _cases(expressions(), _maybe())
 
 
 @cache
-def _maybe():
+def _maybe() -> st.SearchStrategy[Any]:
     return st.none() | expressions()
 
 
 @cache
-def _inits():
+def _inits() -> st.SearchStrategy[dict[str, Any]]:
     return st.dictionaries(names(), expressions(), max_size=2)
 
 
 @cache
-def settings_of_shares():
+def settings_of_shares() -> st.SearchStrategy[m.Settings]:
     """Generate the defaults at the top of a spec."""
     return st.builds(m.Settings, alpha=_maybe(), scale=_maybe(), dropout=_maybe(), init=_inits())
 
 
 @cache
-def keys():
+def keys() -> st.SearchStrategy[Mapping[str, Any]]:
     """Generate fields of a share: ``per``, or keys for ``A``, ``B`` and other roles, or both."""
     key = st.lists(expressions(), max_size=2).map(tuple)
     several = st.fixed_dictionaries({"A": key, "B": key})
@@ -123,7 +130,7 @@ def keys():
 
 
 @cache
-def shares():
+def shares() -> st.SearchStrategy[m.Share]:
     """Generate a share with any of its clauses."""
     options = st.dictionaries(names(), expressions(), max_size=2)
     made = st.builds(
@@ -143,7 +150,7 @@ def shares():
     return st.builds(lambda share, keyed: share.model_copy(update=keyed), made, keys())
 
 
-def _vias(options):
+def _vias(options: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[m.Via | m.Places]:
     """Generate chains of steps, and chains for each place."""
     gate = st.builds(m.Gate, top=_maybe(), of=st.sampled_from(["x", "A x"]))
     parts = {
@@ -160,7 +167,7 @@ def _vias(options):
 
 
 @cache
-def magnitudes():
+def magnitudes() -> st.SearchStrategy[m.Share]:
     """Generate the statement `magnitude`."""
     return st.builds(
         m.magnitude,
@@ -172,14 +179,14 @@ def magnitudes():
     )
 
 
-def _values(unknown):
+def _values(unknown: Collection[str]) -> st.SearchStrategy[Any]:
     """Generate the value of a param, without the names in ``unknown``."""
     words = names().filter(lambda name: name not in unknown)
     known = st.recursive(numbers() | st.builds(m.Ref, ref=words), _computed, max_leaves=3)
     return numbers() | words | _computed(known)
 
 
-def _computed(inner):
+def _computed(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     several = st.lists(inner, min_size=2, max_size=3).map(tuple)
     return st.one_of(
         st.builds(m.Binary, op=st.sampled_from(_OPERATORS), left=inner, right=inner),
@@ -189,7 +196,7 @@ def _computed(inner):
 
 
 @st.composite
-def specs(draw):
+def specs(draw: st.DrawFn) -> m.Spec:
     """Generate a whole spec whose params and lets are declared before use, as its text requires."""
     # Using a name before its declaration has no text. So params use only earlier params, and lets
     # have unique names.
@@ -213,7 +220,7 @@ def specs(draw):
 
 
 @st.composite
-def layouts(draw):
+def layouts(draw: st.DrawFn) -> tuple[m.Spec, str, list[str]]:
     """Generate a spec, its text in a random layout, and the comments in it, all distinct.
 
     Comments, line breaks and empty lines may appear between any words, and a list in brackets may end in a
@@ -227,10 +234,10 @@ def layouts(draw):
         for part in statement.trees()
         if part.data in ("set", "arms") or (part.data == "options" and part.children)
     }
-    comments = []
+    comments: list[str] = []
     text = ""
 
-    def between():
+    def between() -> str:
         if chance.random() < 0.8:
             return chance.choice([" ", "\n"])
         comments.append(f"# comment {len(comments)}.")
