@@ -27,5 +27,8 @@ def test_a_notebook_runs(name, tmp_path, monkeypatch):
     resources = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(book, timeout=300, kernel_name="python3", resources=resources).execute()
     outputs = [output for cell in book.cells for output in cell.get("outputs", ())]
-    text = "".join(o.get("text", "") + o.get("data", {}).get("text/html", "") for o in outputs)
+    text = ""
+    for output in outputs:
+        data = output.get("data", {})
+        text += output.get("text", "") + data.get("text/html", "") + data.get("image/svg+xml", "")
     assert [said for said in SHOWN[name] if said not in text] == []
