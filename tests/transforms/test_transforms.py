@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bishare_dsl.testing.checks import check_transform
 from bishare_dsl.testing.strategies import accepted_pool, pools, transforms_of
-from bishare_dsl.transforms import Width, transform_kind
+from bishare_dsl.transforms import Width, check_term, transform_kind
 from bishare_dsl.transforms.registry import BUILT_IN
 from bishare_dsl.transforms.shipped.gate_transformation import GateTransformation
 from bishare_dsl.transforms.shipped.identity import Identity
@@ -99,3 +99,10 @@ def test_fan_in_is_of_the_papers_orientation():
 )
 def test_reach(transform, rank, reach):
     assert transform.reach(rank, Width(6, 8)) == reach
+
+
+def test_a_worker_in_inference_mode_checks_terms():
+    """As those of vLLM are, in which a tensor does not count its changes."""
+    shapes = {"A": (3, 23), "B": (3, 29)}  # Of no other test: results are cached.
+    with torch.inference_mode():
+        check_term(SliceSharing(), 3, Width(17, 19), shapes)
