@@ -215,7 +215,7 @@ def test_it_computes_what_a_dense_base_does(kind, spec):
 # One shipped spec for each transform, and one with a magnitude.
 METHODS = (
     *("lora", "bd_lora", "bishare_gt", "bishare_ke", "bishare_ss", "dora", "hydralora", "loha", "masa"),
-    *("gralora", "metatt", "miss", "mos", "nola", "prolora", "shared_core", "vb_lora"),
+    *("gralora", "metatt", "miss", "mos", "nola", "prolora", "randlora", "shared_core", "uni_lora", "vb_lora"),
 )  # fmt: skip
 LOADINGS = "spec s target q_proj, down_proj share a per model rank 2 via Loadings(vectors = 4)"
 
