@@ -130,7 +130,12 @@ class _Wiring:
         self.steps = []
         self.tied = []
         # Few kinds per region: most regions with all kinds could not be traced or trained.
-        rare = [(), ("in place", "in place"), ("in place", "in place", "mode"), ("branch", "tied")]
+        rare = [
+            (),
+            ("in place", "in place"),
+            ("in place", "in place", "mode"),
+            ("branch", "tied", "tied", "tied"),
+        ]
         self.rare = draw(st.sampled_from(rare))
 
     def one(self, *values):
