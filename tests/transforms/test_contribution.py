@@ -10,12 +10,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-TRANSFORM = '''"""Mirror: factors whose second half is the first, reversed."""
+TRANSFORM = '''"""Mirror: factors of a few columns, there and back again."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field, PositiveInt
 
 from bishare_dsl.transforms.transform import Tensors, Transform, Width
 
@@ -24,22 +27,24 @@ if TYPE_CHECKING:
 
 
 class Mirror(Transform):
-    """``A = [A_s, reversed A_s]``, cropped to the width; B likewise. The pools share half of a factor."""
+    """``A = [A_s, reversed A_s, A_s, ...]``, cropped to the width; B likewise."""
 
     name: ClassVar[str] = "Mirror"
     title: ClassVar[str] = "Mirrored Factors"
 
+    columns: PositiveInt = Field(8, description="columns of the shared factors")
+
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
-        return rank, (max(widths) + 1) // 2
+        return rank, self.columns
 
     def reach(self, rank: int, width: Width) -> int:
-        return min(rank, (max(width) + 1) // 2, *width)
+        return min(rank, self.columns, *width)
 
     def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
         import torch
 
-        half = tensors[role]
-        return torch.cat([half, half.flip(1)], 1)[:, :side]
+        there_and_back = torch.cat([tensors[role], tensors[role].flip(1)], 1)
+        return there_and_back.repeat(1, math.ceil(side / (2 * self.columns)))[:, :side]
 '''
 
 REFERENCE = '''
@@ -48,14 +53,15 @@ REFERENCE = '''
 def mirror(term):
     """Compute each entry from the nearer end."""
 
-    def whole(half, width):
-        columns = [*range(half.shape[1]), *reversed(range(half.shape[1]))]
-        return torch.stack([half[:, column] for column in columns[:width]], dim=1)
+    def whole(shared, width):
+        there = [*range(shared.shape[1])]
+        columns = (there + there[::-1]) * width
+        return torch.stack([shared[:, column] for column in columns[:width]], dim=1)
 
     return whole(term["B"], term.d_out).T, whole(term["A"], term.d_in)
 '''
 
-ROW = "| `Mirror` | half of a factor, of the widest site | | |\n"
+ROW = "| `Mirror` | `(rank, columns)` | | `columns = 8` |\n"
 
 
 @pytest.fixture
