@@ -103,23 +103,18 @@ READ_NEWEST := import re, sys; from packaging.specifiers import SpecifierSet; \
 NEWEST = $(shell $(BIN)/python -m pip index versions transformers 2>/dev/null \
   | $(BIN)/python -c '$(READ_NEWEST)' '$(TRANSFORMERS:transformers%=%)')
 
-# 0: install the newest without its requirements, where the package `kernels` cannot be had, and run it without.
-HUB_KERNELS ?= 1
-WITHOUT_KERNELS = $(filter 0,$(HUB_KERNELS))
-
 test-compat: $(STAMP) .venv-compat/oldest/.installed .venv-compat/newest/.installed ## test with the oldest and the newest transformers (four minutes)
 	@set -e; for python in .venv-compat/oldest/bin/python .venv-compat/newest/bin/python; do \
 	  $$python -c 'import transformers; print("== transformers", transformers.__version__)'; \
-	  HYPOTHESIS_PROFILE=quick $(if $(WITHOUT_KERNELS),USE_HUB_KERNELS=0) $(PYTEST) \
-	    $$python -m pytest -q $(XDIST) -m "not long" $(or $(ARGS),$(COMPAT_TESTS)); done
+	  HYPOTHESIS_PROFILE=quick $(PYTEST) $$python -m pytest -q $(XDIST) -m "not long" $(or $(ARGS),$(COMPAT_TESTS)); done
 
 .venv-compat/oldest/.installed: $(STAMP)
 	$(call over,.venv-compat/oldest,'transformers==$(OLDEST)')
 
 # It fails if the newest cannot be installed, rather than test an older one.
 .venv-compat/newest/.installed: $(STAMP)
-	@echo "Installing transformers $(NEWEST). If its requirements cannot be had: make test-compat HUB_KERNELS=0"
-	$(call over,.venv-compat/newest,$(if $(WITHOUT_KERNELS),--no-deps) 'transformers==$(NEWEST)')
+	@echo "Installing transformers $(NEWEST)."
+	$(call over,.venv-compat/newest,'transformers==$(NEWEST)')
 
 # The oldest PEFT that pyproject.toml allows, and the newest, which `make setup` installs.
 PEFT_OLDEST = $(shell sed -n 's/^ *"peft>=\([0-9.]*\)[^"]*".*/\1.0/p' pyproject.toml)

@@ -18,10 +18,15 @@ if TYPE_CHECKING:
     from bishare_dsl.plan import Plan
     from bishare_dsl.spec import Spec
 
-# PEFT and Trainer import bitsandbytes, which warns of kernels that it would download.
-logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
-    lambda record: "gemm_4bit_forward" not in record.getMessage()
-)
+
+def _leave_out(logger: str, text: str) -> None:
+    """Leave warnings that contain ``text`` out of a logger."""
+    logging.getLogger(logger).addFilter(lambda record: text not in record.getMessage())
+
+
+# PEFT and Trainer import bitsandbytes, which asks the Hub for a kernel; both warn of it on a CPU.
+_leave_out("bitsandbytes.backends.cpu.ops", "gemm_4bit_forward")
+_leave_out("kernels._internals.hf_hub", "quantization-bitsandbytes")
 
 __all__ = [
     "Plan",

@@ -15,7 +15,7 @@ from bishare_dsl.peft.method import install
 from bishare_dsl.plan import build_plan
 from tests.support.families import tiny_model
 
-ODD = "spec s\ntarget dense, query_key_value\nshare x where dense per module rank 1\n"
+ODD = "spec s\ntarget c_attn, c_fc\nshare x where c_attn per module rank 1\n"
 
 
 @pytest.fixture(autouse=True)
@@ -26,31 +26,31 @@ def _silent():
 
 
 def test_what_is_found_is_given_back():
-    model = tiny_model("falcon")
+    model = tiny_model("gpt2")
     made = make_plan(ODD, model)
     assert [problem.code for problem in made.problems] == ["BS308"]
     assert made.where.source.text == made.text() == ODD
     (note,) = install(model, made, seed=3)
     assert "linear by linear" in note
     with pytest.warns(BishareWarning) as caught:
-        other = compile_spec(parse_spec(ODD), tiny_model("falcon"), seed=3)
+        other = compile_spec(parse_spec(ODD), tiny_model("gpt2"), seed=3)
     assert len(caught) == 2
     for name, tensor in model.bishare.tensors().items():
         assert torch.equal(other.bishare.tensors()[name], tensor)
 
 
 def test_a_saved_adapter(tmp_path):
-    model = tiny_model("falcon")
+    model = tiny_model("gpt2")
     install(model, make_plan(ODD, model), seed=3)
     model.bishare.save_pretrained(tmp_path)
-    stored, problems = read_fitting(tmp_path, tiny_model("falcon"))
+    stored, problems = read_fitting(tmp_path, tiny_model("gpt2"))
     assert problems == []
-    again = tiny_model("falcon")
+    again = tiny_model("gpt2")
     assert len(install(again, stored)) == 1
     assert (again.bishare.seed, again.bishare.spec_text) == (3, ODD)
     with pytest.warns(BishareWarning, match="linear by linear"):
-        load_adapter(tmp_path, tiny_model("falcon"))
-    family = inspect_model(tiny_model("falcon")).model_copy(update={"family": "other"})
+        load_adapter(tmp_path, tiny_model("gpt2"))
+    family = inspect_model(tiny_model("gpt2")).model_copy(update={"family": "other"})
     assert [problem.code for problem in read_fitting(tmp_path, family)[1]] == ["BS614"]
     with pytest.raises(AdapterError, match="BS613"):
         read_fitting(tmp_path, tiny_model("llama"))

@@ -1,4 +1,4 @@
-"""Access private state that accelerate, FSDP and transformers keep on modules and tensors.
+"""Access private state that accelerate, FSDP, transformers and `kernels` keep on modules and tensors.
 
 Their private names occur in this module only.
 """
@@ -24,6 +24,10 @@ After the hook is removed, `forward` is the bound method of the class."""
 
 ADDED = frozenset({"_hf_hook", *FORWARDS})
 """The attributes that an accelerate hook adds to a module."""
+
+KERNELS = frozenset({"_kernel_funcs", "_kernel_repo"})
+"""What `kernels` keeps on a module: its wrappers of functions that kernels may replace, and where a kernel
+came from. Such functions are called by name, so no graph depends on either."""
 
 _PREPARED = ("forward", "_original_forward", "_is_accelerate_prepared")
 

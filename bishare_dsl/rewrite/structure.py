@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from bishare_dsl.models.hooks import ADDED
+from bishare_dsl.models.hooks import ADDED, KERNELS
 from bishare_dsl.models.site import ADAPTER, TENSORS
 from bishare_dsl.rewrite.region import FACTORS
 from bishare_dsl.rewrite.rewritten import base_class, has_own_forward
 from bishare_dsl.rewrite.whole import WHOLE
 
-# Attributes that every module has, or that accelerate adds; no forward reads them.
-_BOOKKEEPING = frozenset(vars(nn.Module())) | ADDED
+# Attributes that every module has, or that accelerate and `kernels` add; no traced forward reads them.
+_BOOKKEEPING = frozenset(vars(nn.Module())) | ADDED | KERNELS
 
 
 def structure_key(module: nn.Module) -> Hashable:

@@ -407,7 +407,8 @@ class RegionTracer(GraphAppendingTracer):
         module_name = real["__name__"]
         stand_ins = self._globals[id(real)] = dict(real)
         for name, value in real.items():
-            if isinstance(value, types.FunctionType):
+            # transformers wraps a function that `kernels` may replace in a module.
+            if isinstance(value, (types.FunctionType, nn.Module)):
                 stand_ins[name] = self._leaf(module_name, name, value)
             elif value is torch:
                 stand_ins[name] = TorchView()

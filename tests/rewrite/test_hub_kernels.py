@@ -1,7 +1,8 @@
 """Forwards that `kernelize` of the Hub's kernels sets on instances: transformers 5.25 does it in `from_pretrained`.
 
 `kernelize` binds the forward of a stateless layer to each module of a kind, and that of its own class to the
-others. The same is done here, so that it is tested on a CPU with any transformers.
+others. The same is done here, so that it is tested on a CPU with any transformers. Where the package `kernels` is
+installed, which transformers 5.25 asks for, its own `kernelize` replaces functions, too.
 """
 
 import copy
@@ -10,6 +11,8 @@ from types import MethodType
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import nn
 
 from bishare_dsl import compile_spec, parse_spec
@@ -131,3 +134,63 @@ def test_a_forward_that_reads_a_weight_past_the_adapter_is_refused(layer, child,
         compile_spec(TEXT, model)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     compile_spec(TEXT.replace("gate_proj, up_proj, down_proj", "o_proj"), model)
+
+
+CALLS = []
+
+
+class FusedRotary(nn.Module):
+    """A kernel for `apply_rotary_pos_emb`: the same equation, in double precision, which shows that it runs."""
+
+    def forward(self, q, k, cos, sin, unsqueeze_dim=1):
+        CALLS.append(None)
+        cos, sin = (x.double().unsqueeze(unsqueeze_dim) for x in (cos, sin))
+        return tuple((x * cos + half_turned(x) * sin).to(x.dtype) for x in (q, k))
+
+
+def half_turned(x):
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
+
+
+class Repository:
+    """What `kernels` loads a kernel from."""
+
+    def load(self):
+        return FusedRotary
+
+
+def with_rotary_kernel(model):
+    from kernels import Mode, kernelize, use_kernel_mapping
+
+    with use_kernel_mapping({"rotary_pos_emb": {"cpu": Repository()}}, inherit_mapping=False):
+        return kernelize(model, mode=Mode.TRAINING, device="cpu")
+
+
+NEEDS_KERNELS = pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.25"), reason="no function is replaced before"
+)
+
+
+@NEEDS_KERNELS
+def test_a_replaced_function_runs_under_an_adapter():
+    model = with_rotary_kernel(tiny_model())
+    check_spec(parse_spec(TEXT), model)
+    model = with_rotary_kernel(tiny_model())
+    before = len(CALLS)
+    of_base = logits(model)
+    for_base = len(CALLS) - before
+    adapted = compile_spec(TEXT, model)
+    assert torch.equal(logits(adapted), of_base)
+    assert len(CALLS) == before + 2 * for_base > before
+
+
+@NEEDS_KERNELS
+def test_a_function_may_be_replaced_after_compile():
+    model = compile_spec(TEXT, tiny_model())
+    randomize(model)
+    expected = logits(model)
+    with_rotary_kernel(model)
+    before = len(CALLS)
+    torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
+    assert len(CALLS) == before + model.config.num_hidden_layers
