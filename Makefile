@@ -109,7 +109,7 @@ test-compat: $(STAMP) .venv-compat/oldest/.installed .venv-compat/newest/.instal
 	  HYPOTHESIS_PROFILE=quick $(PYTEST) $$python -m pytest -q $(XDIST) -m "not long" $(or $(ARGS),$(COMPAT_TESTS)); done
 
 .venv-compat/oldest/.installed: $(STAMP)
-	$(call over,.venv-compat/oldest,'transformers==$(OLDEST)')
+	$(call over,.venv-compat/oldest,'transformers[kernels]==$(OLDEST)')
 
 # It fails if the newest cannot be installed, rather than test an older one.
 .venv-compat/newest/.installed: $(STAMP)
