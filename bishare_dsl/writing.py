@@ -158,11 +158,11 @@ def _rename(one: Path, other: Path, how: Literal["swap", "new"]) -> bool:
     """
     import ctypes
 
-    names, here = [os.fsencode(path) for path in (one, other)], -100  # AT_FDCWD
+    names, current_folder = [os.fsencode(path) for path in (one, other)], -100  # AT_FDCWD
     libc = ctypes.CDLL(None, use_errno=True)
     if sys.platform == "linux" and hasattr(libc, "renameat2"):
         flag = {"swap": 2, "new": 1}[how]
-        done = libc.renameat2(here, names[0], here, names[1], flag) == 0
+        done = libc.renameat2(current_folder, names[0], current_folder, names[1], flag) == 0
     elif sys.platform == "darwin" and hasattr(libc, "renamex_np"):
         done = libc.renamex_np(*names, {"swap": 2, "new": 4}[how]) == 0
     else:

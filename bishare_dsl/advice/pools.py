@@ -84,13 +84,13 @@ def _with_key(
 def _by_rank(share: m.Share, fact: UnequalPool, question: Question) -> Iterator[Remedy]:
     """Yield remedies for ranks that vary: a key that tells them apart, or a share for the rest."""
     rank = share.rank
-    told: list[m.Expression] = [one.condition for _, one in parts_of(rank, m.If)]
+    operands: list[m.Expression] = [one.condition for _, one in parts_of(rank, m.If)]
     for _, cases in parts_of(rank, m.Cases):
-        told += [m.Member(value=cases.subject, among=arm.values) for arm in cases.arms]
-    told += [part for _, part in parts_of(rank, m.Ref)]
+        operands += [m.Member(value=cases.subject, among=arm.values) for arm in cases.arms]
+    operands += [part for _, part in parts_of(rank, m.Ref)]
     binary = [part for _, part in parts_of(rank, m.Binary)]
-    told += reversed(binary)
-    parts = list(dict.fromkeys(map(expression_text, told)))
+    operands += reversed(binary)
+    parts = list(dict.fromkeys(map(expression_text, operands)))
     yield from _with_key(share, fact, [fact.role], parts, question)
     if len(share.keys) > 1:
         yield from _with_key(share, fact, share.keys, parts, question)

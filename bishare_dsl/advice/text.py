@@ -317,11 +317,11 @@ def _near(word: str, among: Iterable[str]) -> list[str]:
 
 def foreign(fact: Foreign, question: Question) -> Iterator[Remedy]:
     """Say what a text seems to be, and how a spec looks."""
-    found = "there is nothing in this text"
+    reason = "there is nothing in this text"
     if fact.language is not None:
-        found = f"this looks like {fact.language}"
+        reason = f"this looks like {fact.language}"
     lines = "a spec has lines: `spec NAME`, `target MODULES`, and one for each `share`"
-    yield Remedy(f"{found}; {lines}")
+    yield Remedy(f"{reason}; {lines}")
 
 
 def quoted_pattern(fact: QuotedPattern, question: Question) -> Iterator[Remedy]:

@@ -66,10 +66,10 @@ class Recomputed:
 
     def gradients(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Return the gradients of the sources, and discard the recomputed factors."""
-        (sources, made), self._made = self._made or self.run(), None
+        (sources, factors), self._made = self._made or self.run(), None
         wanted = [source for source in sources if source.requires_grad]
         # Some tensors may not depend on any source.
-        pairs = zip((t for f in made for t in tensors_of(f)), grads, strict=True)
+        pairs = zip((t for f in factors for t in tensors_of(f)), grads, strict=True)
         known = [(y, dy) for y, dy in pairs if dy is not None and y.requires_grad]
         ys, dys = zip(*known, strict=True)
         gradients = iter(torch.autograd.grad(ys, wanted, dys, allow_unused=True))

@@ -99,8 +99,8 @@ def _show(folder: Path, report: Report) -> None:
         report.data(config=config.model_dump(), whereabouts=where)
         return
     versions = ", ".join(f"{name} {v}" for name, v in config.versions.items() if v)
-    at = f" at {config.base_revision}" if config.base_revision else ""
-    base = (config.base_model or "?") + at
+    revision = f" at {config.base_revision}" if config.base_revision else ""
+    base = (config.base_model or "?") + revision
     size = sum(len(entry["data"]) for entry in stored.entries.values())
     form = f" in {config.rounded}" if config.rounded else ""
     notes = [f"parameters: {', '.join(f'{n:,} {text}' for text, n in where.items() if n)}"]

@@ -72,6 +72,6 @@ def param_advice(words: Sequence[str], name: str, value: str | None) -> str | No
         if Path(word).stem in shipped_specs() or word.endswith(".share"):
             with suppress(BishareError):
                 params = {param.name for param in read(*read_text(word))[0].params}
-                if found := next((name for name in names if name in params), None):
-                    return f"it is a param of the spec: `--set {found}={value}`"
+                if meant := next((name for name in names if name in params), None):
+                    return f"it is a param of the spec: `--set {meant}={value}`"
     return None

@@ -23,7 +23,7 @@ def near_path(path: str, fits: Callable[[str], bool]) -> str | None:
         for name in (name for name in there if name.startswith(f"{asked.name}.")):
             return f"did you mean `{there[name]}`?"
         help = nearest(asked.name, there, few=0) or ""
-        return re.sub("`(.+?)`", lambda found: f"`{there[found[1]]}`", help) or None
+        return re.sub("`(.+?)`", lambda match: f"`{there[match[1]]}`", help) or None
     return None
 
 
@@ -39,8 +39,8 @@ def _values(value: str) -> Iterator[str]:
     thousands = re.fullmatch(r"-?\d{1,3}(,\d{3})+", plain)
     number = plain.rstrip("% ").replace(",", "" if thousands else ".")
     with suppress(ValueError):
-        found = float(number) / 100 ** plain.endswith("%")
-        yield f"{found:.0f}" if found.is_integer() else f"{found:g}"
+        fraction = float(number) / 100 ** plain.endswith("%")
+        yield f"{fraction:.0f}" if fraction.is_integer() else f"{fraction:g}"
 
 
 def names_meant(names: Sequence[str], sets: Iterable[Sequence[str]]) -> str | None:
@@ -48,8 +48,12 @@ def names_meant(names: Sequence[str], sets: Iterable[Sequence[str]]) -> str | No
     means = {n: {n, n.strip().lower(), *(advise("called", n.strip()) or "").split()} for n in names}
     for needed in sets:
         has = {wanted: [name for name in names if wanted in means[name]] for wanted in needed}
-        if all(has.values()) and len({found[0] for found in has.values()}) == len(needed):
-            pairs = ((found[0], wanted) for wanted, found in has.items() if found[0] != wanted)
+        if all(has.values()) and len({candidates[0] for candidates in has.values()}) == len(needed):
+            pairs = (
+                (candidates[0], wanted)
+                for wanted, candidates in has.items()
+                if candidates[0] != wanted
+            )
             return " and ".join(f"call `{name}` `{wanted}`" for name, wanted in pairs)
     return None
 

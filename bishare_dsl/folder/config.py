@@ -148,7 +148,7 @@ class AdapterConfig(BaseModel):
     @property
     def origin(self) -> dict[str, Any]:
         """The base that it was saved on: the fields of `ORIGIN`."""
-        return {name: found for name in ORIGIN if (found := getattr(self, name)) is not None}
+        return {name: value for name in ORIGIN if (value := getattr(self, name)) is not None}
 
     def ways(self, *ways: str) -> dict[str, Entry]:
         """Return the entries that are stored in one of these ways, by the tensor's name."""

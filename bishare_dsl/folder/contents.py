@@ -287,11 +287,12 @@ def base_problems(plan: Plan, architecture: Architecture) -> Iterator[Problem]:
     site_at = {site.path: site for site in architecture.every_site}
     reasons = (_misfit(site, site_at.get(site.path)) for site in plan.sites)
     reason = next(filter(None, reasons), None)
-    here, there = architecture.layers, plan.base.layers
+    layers = architecture.layers
+    adapted_layers = plan.base.layers
     # The file's size does not limit tensors generated from a seed or from parts.
     size = sum(tensor.size for tensor in plan.tensors)
-    if reason is None and here != there:
-        reason = f"it has {here} layers, and the adapter's base {there}"
+    if reason is None and layers != adapted_layers:
+        reason = f"it has {layers} layers, and the adapter's base {adapted_layers}"
     elif reason is None and size > most_parameters(architecture):
         reason = f"it has {architecture.parameters:,} parameters, and the adapter {size:,}"
     if reason is not None:

@@ -89,16 +89,16 @@ def rules() -> tuple[Rule, ...]:
 def tokens(text: str) -> Iterator[tuple[int, int, Part]]:
     """Yield the start, end and type of each token of a text, including comments."""
     compiled = [(re.compile(rule.pattern), rule) for rule in rules()]
-    at = 0
-    while at < len(text):
-        matches = ((pattern.match(text, at), rule) for pattern, rule in compiled)
+    position = 0
+    while position < len(text):
+        matches = ((pattern.match(text, position), rule) for pattern, rule in compiled)
         match, rule = next(((m, rule) for m, rule in matches if m), (None, None))
         if match is None or rule is None:
-            at += 1  # white space
+            position += 1  # white space
             continue
         for group, part in enumerate(rule.parts, start=len(rule.parts) > 1):
             yield *match.span(group), part
-        at = match.end()
+        position = match.end()
 
 
 def _any(choices: Iterable[str]) -> str:

@@ -149,13 +149,13 @@ class _Parts(Transformer[Token, _Part]):
 def _settings(clauses: Iterable[Statement]) -> dict[str, _Part]:
     fields: dict[str, _Part] = {}
     for clause in clauses:
-        made, name = _Parts().transform(clause.words), str(clause.keyword)
+        part, name = _Parts().transform(clause.words), str(clause.keyword)
         if clause.role is not None:
-            made.parts = {**made.parts, "name": _Part(clause.role, span_of(clause.name_token))}
+            part.parts = {**part.parts, "name": _Part(clause.role, span_of(clause.name_token))}
             name = "references" if clause.words.data == "role_is" else "keys"
             others = fields.get(name, _record({}, clause.span))
-            made = _record({**others.parts, clause.role: made}, others.span)
-        fields["nonzero_start" if name == "start" else name] = made
+            part = _record({**others.parts, clause.role: part}, others.span)
+        fields["nonzero_start" if name == "start" else name] = part
     return fields
 
 

@@ -118,9 +118,9 @@ def decode(text: str | bytes, name: str, start: int = 0, used: Span | None = Non
     try:
         decoded = text if isinstance(text, str) else text.decode()
     except UnicodeDecodeError as error:
-        at = start + len(plain_lines(error.object[: error.start].decode()))
+        offset = start + len(plain_lines(error.object[: error.start].decode()))
         byte = error.object[error.start]
-        problem = codes.NOT_UTF8(span=Span(at, at + 1), offset=error.start, byte=byte)
+        problem = codes.NOT_UTF8(span=Span(offset, offset + 1), offset=error.start, byte=byte)
         decoded = error.object.decode(errors="replace")
     source = Source(name, plain_lines(decoded), start, used)
     if problem:
@@ -299,10 +299,10 @@ class _Parser:
     def ends_range(self, position: int) -> bool:
         """Return whether a word that could end a range begins a clause, as in `24.. rank 8`, or comes
         after a percent sign, as in `5% rank 8`."""
-        at = position + (self.tokens[position].type == "MODULO")
-        if self.tokens[at].type not in ("RANK", "ALPHA"):
+        after = position + (self.tokens[position].type == "MODULO")
+        if self.tokens[after].type not in ("RANK", "ALPHA"):
             return False
-        previous, following = self.tokens[at - 1].type, self.tokens[at + 1].type
+        previous, following = self.tokens[after - 1].type, self.tokens[after + 1].type
         return previous in ("DOTS", "MODULO") and following in _BEGIN_VALUE
 
     def ends_key(self, position: int) -> bool:

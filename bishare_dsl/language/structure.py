@@ -200,8 +200,8 @@ def _check_share(share: Statement, is_whole: bool) -> Iterator[Problem]:
     if follower is not None:
         span = span_of(follower.name_token)
         fact = ShareWithoutKeyword(follower.name, span.start)
-        found = f"`{follower.role}`"
-        yield codes.UNEXPECTED(span=span, expected="`share`", found=found, fact=fact)
+        role = f"`{follower.role}`"
+        yield codes.UNEXPECTED(span=span, expected="`share`", found=role, fact=fact)
         return
     if not is_whole:
         return

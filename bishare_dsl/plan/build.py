@@ -581,8 +581,9 @@ class _SharePlan:
         if members[0].resolved.starts[role].init in m.SINGULAR:
             self._singular(role, shape, members)
         self._tensor(name, role, shape, members[0], _owner(members))
-        made = Pool(share=self.share.name, role=role, key=key, tensor=name, members=paths)
-        self.pools.append(made)
+        self.pools.append(
+            Pool(share=self.share.name, role=role, key=key, tensor=name, members=paths)
+        )
         self._names.setdefault(role, {})[comparable(key)] = name
         for place in members:
             place.tensors[role] = name
@@ -597,10 +598,10 @@ class _SharePlan:
         """
         ranks = sorted({place.rank for place in members})
         if len(ranks) > 1:
-            found = ", ".join(map(str, ranks))
+            listed = ", ".join(map(str, ranks))
             fact = UnequalPool(self.index, role, "rank")
             loc: Loc = (*self.loc, "rank")
-            raise PlanError(codes.RANK_VARIES(pool=pool, found=found, loc=loc, fact=fact))
+            raise PlanError(codes.RANK_VARIES(pool=pool, found=listed, loc=loc, fact=fact))
         try:
             return self._shared_shape(role, members)
         except ValueError as error:

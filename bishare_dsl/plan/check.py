@@ -88,13 +88,13 @@ def _names(spec: m.Spec) -> Iterator[Problem]:
                 yield USED_BEFORE(name=ref.ref, keyword="let", loc=place)
     shares: dict[str, Loc] = {}
     for i, share in enumerate(spec.shares):
-        at: Loc = ("shares", i, "name")
+        share_loc: Loc = ("shares", i, "name")
         if (share.name == m.MAGNITUDE or share.is_magnitude) and share != _statement(share):
             said = "the statement `magnitude per module` makes the share of this name"
-            yield codes.RESERVED(name=m.MAGNITUDE, why=said, loc=at)
+            yield codes.RESERVED(name=m.MAGNITUDE, why=said, loc=share_loc)
         if (name := share.name) in shares:
-            yield codes.TWICE(what="share", name=name, loc=at, also=shares[name])
-        shares.setdefault(name, at)
+            yield codes.TWICE(what="share", name=name, loc=share_loc, also=shares[name])
+        shares.setdefault(name, share_loc)
         why = None
         if not re.fullmatch(r"[^\W\d]\w*", share.name):
             why = "tensors are named after shares, so that a share is named by one word"
@@ -102,7 +102,7 @@ def _names(spec: m.Spec) -> Iterator[Problem]:
             # In a module, `a.b.A` is the attribute `a__b__A`, so two names must not become equal.
             why = "`__` stands for a dot in the names of tensors"
         if why is not None:
-            yield codes.RESERVED(name=share.name, why=why, loc=("shares", i, "name"))
+            yield codes.RESERVED(name=share.name, why=why, loc=share_loc)
 
 
 def _statement(share: m.Share) -> m.Share:

@@ -171,12 +171,12 @@ class SpecSettings:
     def _resolve(self, index: int, rank: int, problems: list[Problem]) -> ShareSettings | None:
         """Resolve a share at a rank. Problems go to ``problems``."""
         share = self.spec.shares[index]
-        at: Loc = ("shares", index)
+        share_loc: Loc = ("shares", index)
         settings = self.spec.settings(share)
         scale = self._scale(index, rank, problems)
         dropout = self._dropout(index, problems)
         places: dict[str, Loc] = {
-            role: (*(at if role in share.init else ("defaults",)), "init", role)
+            role: (*(share_loc if role in share.init else ("defaults",)), "init", role)
             for role in settings.init
             if role not in share.references
         }
@@ -188,7 +188,7 @@ class SpecSettings:
         for role, name in ((GAIN_RANK, "rank"), (GAIN_OUT, "out")):
             amount = getattr(share.gain, name)
             if amount is not None:
-                value = self._number(amount, (*at, "gain", name), 0, problems, rank=rank)
+                value = self._number(amount, (*share_loc, "gain", name), 0, problems, rank=rank)
                 gains[role] = Start("constant", value)
         new: list[Problem] = []
         loaded = _transform(share, rank, self.params, new)
@@ -219,7 +219,7 @@ class SpecSettings:
                 if not zero:
                     subtracted = not share.nonzero_start
                     resolved = _of_weight(replace(resolved, is_part=True, subtracted=subtracted))
-        problems += (problem.within(*at) for problem in new)
+        problems += (problem.within(*share_loc) for problem in new)
         return resolved
 
     def _borrowed(self, index: int, rank: int, problems: list[Problem]) -> dict[str, _Borrowed]:

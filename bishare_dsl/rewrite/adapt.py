@@ -198,17 +198,17 @@ def _check_sites(model: nn.Module, plan: Plan) -> None:
     for site in plan.sites:
         weight = maps.get(site.path)
         expected = f"{site.d_in} -> {site.d_out}"
-        found = f"{weight.d_in} -> {weight.d_out}" if weight else "no linear layer"
-        if found != expected:
-            problems.append(codes.OTHER_MODEL(path=site.path, expected=expected, found=found))
+        shape = f"{weight.d_in} -> {weight.d_out}" if weight else "no linear layer"
+        if shape != expected:
+            problems.append(codes.OTHER_MODEL(path=site.path, expected=expected, found=shape))
     named = dict(model.named_parameters(remove_duplicate=False)) if plan.trained else {}
     for trained in plan.trained:
         parameters = [named.get(path) for path in trained.paths]
         shapes = {None if k is None else full_shape(k) for k in parameters}
         if shapes != {trained.shape} or len(set(map(id, parameters))) > 1:
             expected = f"one parameter {trained.shape} under {len(parameters)} names"
-            found = ", ".join(map(str, shapes))
+            shape = ", ".join(map(str, shapes))
             problems.append(
-                codes.OTHER_MODEL(path=trained.parameter, expected=expected, found=found)
+                codes.OTHER_MODEL(path=trained.parameter, expected=expected, found=shape)
             )
     raise_errors(ModelError, problems[:5])

@@ -150,8 +150,8 @@ def _first_tensor(factor: Any) -> Tensor:
     first = factor[0]
     while isinstance(first, tuple):
         first = first[0]
-    found: Tensor = first
-    return found
+    tensor: Tensor = first
+    return tensor
 
 
 def _met(x: Tensor, factors: Sequence[Any], like: Tensor) -> tuple[Tensor, list[Any]]:

@@ -113,9 +113,9 @@ class RegionProxy(fx.Proxy):
         # trace. (For over 255 names the argument is the last byte, so unpacking fails with an
         # error.)
         caller = sys._getframe(1)
-        code, at = caller.f_code.co_code, caller.f_lasti
-        if code[at] == dis.opmap["UNPACK_SEQUENCE"]:
-            return (self[i] for i in range(code[at + 1]))  # type: ignore[index]
+        code, offset = caller.f_code.co_code, caller.f_lasti
+        if code[offset] == dis.opmap["UNPACK_SEQUENCE"]:
+            return (self[i] for i in range(code[offset + 1]))  # type: ignore[index]
         return self.tracer.iter(self)
 
 

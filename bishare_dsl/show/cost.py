@@ -75,15 +75,15 @@ def costs(plan: Plan) -> list[Cost]:
     else:
         ways = [("separate adapters", frozen), *_libraries(plan, frozen)]
     per_rank = lora_size(plan, 1)
-    rows = [_cost(plan, way, common) for way, common in ways]
+    rows = [_cost(plan, label, common) for label, common in ways]
     near = max(1, round(rows[0].own / per_rank)) if per_rank else 1
     lora = {LORA_RANK: f"LoRA r={LORA_RANK}", near: f"LoRA r={near}, nearest in bytes"}
-    return rows + [_lora_cost(way, r * per_rank) for r, way in lora.items() if per_rank]
+    return rows + [_lora_cost(label, r * per_rank) for r, label in lora.items() if per_rank]
 
 
-def _lora_cost(way: str, numbers: int) -> Cost:
+def _lora_cost(label: str, numbers: int) -> Cost:
     return Cost(
-        way=way,
+        way=label,
         own=numbers,
         once=0,
         slot=numbers,
@@ -93,7 +93,7 @@ def _lora_cost(way: str, numbers: int) -> Cost:
     )
 
 
-def _cost(plan: Plan, way: str, common: frozenset[str]) -> Cost:
+def _cost(plan: Plan, label: str, common: frozenset[str]) -> Cost:
     trained = {tensor.name for tensor in plan.tensors if tensor.trainable}
     # A slot holds what a magnitude of the base's weights becomes: a number for each output of its module.
     scaled = [term for term in plan.terms if term.is_magnitude and not term.options["plain"]]
@@ -108,7 +108,7 @@ def _cost(plan: Plan, way: str, common: frozenset[str]) -> Cost:
         slot = count(used - common) + changes
         slot_once = count(used & common)
     return Cost(
-        way=way,
+        way=label,
         own=count(trained - common),
         once=count(trained & common),
         slot=slot,
@@ -139,9 +139,9 @@ def _libraries(plan: Plan, frozen: frozenset[str]) -> Iterator[tuple[str, frozen
                     others.update(*by_role.values())
             ways.setdefault(frozenset(others), f"library, only `{share}` is private")
     whole = sum(trained.values())
-    for common, way in ways.items():
+    for common, label in ways.items():
         if _LEAST_COMMON_FRACTION * whole <= sum(trained[name] for name in common) < whole:
-            yield way, common | frozen
+            yield label, common | frozen
 
 
 def table(rows: list[Cost], adapters: int, memory: int | None) -> Table:

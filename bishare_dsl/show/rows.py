@@ -109,10 +109,10 @@ def held(tensors: Iterable[Tensor], modules: Counter[str]) -> tuple[int, int, in
 
 
 def _by_share(parts: Iterable[_Part]) -> dict[str, list[_Part]]:
-    found: dict[str, list[_Part]] = defaultdict(list)
+    of_share: dict[str, list[_Part]] = defaultdict(list)
     for part in parts:
-        found[part.share].append(part)
-    return found
+        of_share[part.share].append(part)
+    return of_share
 
 
 def memory(plan: Plan) -> dict[str, int]:

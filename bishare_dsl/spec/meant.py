@@ -95,5 +95,5 @@ def shares(spec: m.Spec, names: Set[str]) -> Iterator[Problem]:
         bare = share.via is None and share.gain.rank is share.gain.out is None
         one_rank = bare and isinstance(share.rank, int | m.Ref) and share.rank != 0
         if one_rank and (other := plain.setdefault(same, i)) != i:
-            one, at = spec.shares[other].name, ("shares", other)
-            yield codes.SAME_SHARE(one=one, other=share.name, loc=loc, also=at)
+            one, place = spec.shares[other].name, ("shares", other)
+            yield codes.SAME_SHARE(one=one, other=share.name, loc=loc, also=place)

@@ -106,11 +106,11 @@ class SiteSets:
         return result
 
     def _any(self, parts: Sequence[m.Expression]) -> tuple[Set[int], Set[int]]:
-        found, left = frozenset[int](), self.all
+        chosen, left = frozenset[int](), self.all
         for part in parts:
             true, false = self.partition(part)
-            found, left = found | (left & true), left & false
-        return found, left
+            chosen, left = chosen | (left & true), left & false
+        return chosen, left
 
     def select(
         self, condition: m.Condition, loc: Loc = (), among: Set[int] | None = None

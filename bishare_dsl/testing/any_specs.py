@@ -133,7 +133,7 @@ def keys() -> st.SearchStrategy[Mapping[str, Any]]:
 def shares() -> st.SearchStrategy[m.Share]:
     """Generate a share with any of its clauses."""
     options = st.dictionaries(names(), expressions(), max_size=2)
-    made = st.builds(
+    plain = st.builds(
         m.Share,
         name=names(),
         rank=expressions() | rank_matches(),
@@ -147,7 +147,7 @@ def shares() -> st.SearchStrategy[m.Share]:
         dropout=_maybe(),
         init=_inits(),
     )
-    return st.builds(lambda share, keyed: share.model_copy(update=keyed), made, keys())
+    return st.builds(lambda share, keyed: share.model_copy(update=keyed), plain, keys())
 
 
 def _vias(options: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[m.Via | m.Places]:
@@ -207,15 +207,15 @@ def specs(draw: st.DrawFn) -> m.Spec:
         for i, selection in enumerate(draw(st.lists(selections(), max_size=1)))
     ]
     # Without shares, `train` is the only statement.
-    found = draw(st.lists(shares(), min_size=draw(st.sampled_from([1, 1, 1, 0])), max_size=2))
+    drawn = draw(st.lists(shares(), min_size=draw(st.sampled_from([1, 1, 1, 0])), max_size=2))
     return m.Spec(
         name=draw(names()),
         params=tuple(params),
         lets=tuple(lets),
-        target=draw(selections()) if found else None,
-        train=draw(st.none() | selections() if found else selections()),
+        target=draw(selections()) if drawn else None,
+        train=draw(st.none() | selections() if drawn else selections()),
         defaults=draw(settings_of_shares()),
-        shares=(*found, *(draw(st.lists(magnitudes(), max_size=1)) if found else ())),
+        shares=(*drawn, *(draw(st.lists(magnitudes(), max_size=1)) if drawn else ())),
     )
 
 

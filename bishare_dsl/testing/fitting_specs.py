@@ -193,7 +193,7 @@ class _Drawing:
         if form == "one":
             return Selection(include=(first,))
         second = first if form == "not" else self.atom(sites)
-        made = {
+        selection = {
             "not": Selection(include=(Not(negated=first),)),
             "two": Selection(include=(first, second)),
             "and": Selection(include=(And(all_of=(first, second)),)),
@@ -201,8 +201,8 @@ class _Drawing:
             "except": Selection(include=(first,), exclude=(second,)),
         }[form]
         # Some of these forms may select nothing.
-        if self.selected(sites, made):
-            return made
+        if self.selected(sites, selection):
+            return selection
         return Selection(include=(first,))
 
     def selected(self, sites: Sequence[Site], selection: Selection) -> list[Site]:
@@ -603,8 +603,8 @@ def _with_ends(draw: st.DrawFn, spec: Spec, architecture: Architecture) -> Spec:
         {"per": (), "via": Via(transform="KE", options={"size": 8})},
         {"keys": {"A": (IN,), "B": (OUT,)}, "freeze": ("A",)},
     ]
-    way = draw(st.sampled_from(ways))
-    share = Share(name="ends", where=Selection(include=named), rank=2, **way)
+    keys = draw(st.sampled_from(ways))
+    share = Share(name="ends", where=Selection(include=named), rank=2, **keys)
     target = spec.target.model_copy(update={"include": include})
     wider = spec.model_copy(update={"target": target, "shares": (*spec.shares, share)})
     # Another share's key may depend on an attribute such as `layer`.

@@ -146,12 +146,12 @@ def _check_dense(model: nn.Module, adapted: Any, inputs: Mapping[str, Tensor]) -
         for name, tensor in tensors.items()
     }
     dense = _dense_model(model, plan, leaves)
-    expected, gradients = _with_gradients(dense, inputs, leaves)
-    logits, found = _with_gradients(adapted, inputs, tensors)
+    expected, expected_gradients = _with_gradients(dense, inputs, leaves)
+    logits, gradients = _with_gradients(adapted, inputs, tensors)
     _near(logits, expected, "logits in float64")
-    largest = max(float(gradient.abs().max()) for gradient in gradients.values())
-    for name, gradient in gradients.items():
-        _near(found[name], gradient, f"the gradient of {name}", largest)
+    largest = max(float(gradient.abs().max()) for gradient in expected_gradients.values())
+    for name, gradient in expected_gradients.items():
+        _near(gradients[name], gradient, f"the gradient of {name}", largest)
 
 
 def _dense_model(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -234,26 +234,26 @@ def _logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         return _run(model, inputs)
 
 
-def _same(found: object, expected: object, what: str) -> None:
-    if found != expected:
-        raise AssertionError(f"{what}: found {found}, expected {expected}")
+def _same(actual: object, expected: object, what: str) -> None:
+    if actual != expected:
+        raise AssertionError(f"{what}: found {actual}, expected {expected}")
 
 
-def _identical(found: Tensor, expected: Tensor, what: str) -> None:
-    if not torch.equal(found, expected):
+def _identical(actual: Tensor, expected: Tensor, what: str) -> None:
+    if not torch.equal(actual, expected):
         raise AssertionError(
-            f"{what} must be identical, and differ by up to {_gap(found, expected):.3g}"
+            f"{what} must be identical, and differ by up to {_gap(actual, expected):.3g}"
         )
 
 
-def _near(found: Tensor, expected: Tensor, what: str, largest: float | None = None) -> None:
+def _near(actual: Tensor, expected: Tensor, what: str, largest: float | None = None) -> None:
     if largest is None:
         largest = float(expected.abs().max())
     allowed = _NEAR[expected.dtype] * max(largest, 1e-6)
-    gap = _gap(found, expected)
+    gap = _gap(actual, expected)
     if not gap <= allowed:
         raise AssertionError(f"{what} differ by up to {gap:.3g}, and may by {allowed:.3g}")
 
 
-def _gap(found: Tensor, expected: Tensor) -> float:
-    return float((found.double() - expected.double()).abs().max())
+def _gap(actual: Tensor, expected: Tensor) -> float:
+    return float((actual.double() - expected.double()).abs().max())

@@ -42,8 +42,8 @@ def catch_refusals(given: Mapping[str, object] = {}) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, KeyError, ImportError, RuntimeError, OSError) as error:
-        found = re.match(r"(\S+) is not a valid \w+, please select one of (.+)", str(error))
-        value, names = found.groups() if found else (None, "")
+        match = re.match(r"(\S+) is not a valid \w+, please select one of (.+)", str(error))
+        value, names = match.groups() if match else (None, "")
         for name in given:
             if str(given[name]) != value:
                 continue

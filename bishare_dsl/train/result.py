@@ -185,8 +185,8 @@ class TrainResult:
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    found = [value for value in values if value is not None]
-    return sum(found) / len(found) if found else None
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def logged(history: Sequence[Mapping[str, Any]], key: str, task: str | None) -> dict[int, float]:

@@ -271,7 +271,9 @@ class BankTrainer(AdapterTrainer):
         """Yield the gradients of private tensors, of all tasks in one, and of shared tensors."""
         bank, kind = self.bank, self.bank.kind
         slabs: Any = ((bank.own, kind.own), (bank.common, kind.common))
-        return ((n, p.grad[:, at]) for p, names in slabs for n, at in columns(names).items())
+        return (
+            (n, p.grad[:, column]) for p, names in slabs for n, column in columns(names).items()
+        )
 
     def _losses(self, passes: Sequence[MicroBatch]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield, for each pass, three ``(rows,)`` tensors: task numbers, each row's part of its task's loss,

@@ -116,9 +116,9 @@ class Trunk:
         """Return the trunk of an adapted model, if there are blocks below all adapters."""
         adapted = {site for site, terms in plan.terms_of.items() if terms}
         adapted |= {parameter.parameter for parameter in plan.trained}
-        found = [block_of(path) for path in adapted]
-        numbers = [int(block[1]) for block in found if block]
-        name, *others = {block and block[0] for block in found}
+        adapted_blocks = [block_of(path) for path in adapted]
+        numbers = [int(block[1]) for block in adapted_blocks if block]
+        name, *others = {block and block[0] for block in adapted_blocks}
         if others or name is None:  # Such as an embedding, a head.
             return None
         owner, blocks = model.get_submodule(name.rpartition(".")[0]), model.get_submodule(name)

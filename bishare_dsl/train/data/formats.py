@@ -64,19 +64,19 @@ _FOUND |= {list: "a list", dict: "an object", str: "text"}
 
 def _wrong(where: Mapping[str, Any], value: Any, expected: str) -> BadRow:
     """Return the error for a value of another type (BS712). The advice depends on both types."""
-    found = _FOUND.get(type(value), f"a {type(value).__name__}")
+    kind = _FOUND.get(type(value), f"a {type(value).__name__}")
     if isinstance(value, str) and expected == "text":
-        found = "text with half a surrogate pair"
+        kind = "text with half a surrogate pair"
     elif isinstance(value, list) and any(isinstance(v, dict) and "type" in v for v in value):
-        found = "a list of parts"
+        kind = "a list of parts"
     elif value != value:
-        found = "NaN, a missing value"
-    kinds = f"{expected.split()[-1]}:{found.split()[-1]}"
+        kind = "NaN, a missing value"
+    kinds = f"{expected.split()[-1]}:{kind.split()[-1]}"
     last = where["field"].rpartition(".")[2]
-    help = advise("found", f"{last}:{found}") or advise("found", kinds)
+    help = advise("found", f"{last}:{kind}") or advise("found", kinds)
     if kinds in ("text:number", "text:false"):
         help = f"as text it is `{json.dumps(json.dumps(value))}`"
-    return BadRow(codes.WRONG_TYPE(**where, found=found, expected=expected, help=help))
+    return BadRow(codes.WRONG_TYPE(**where, found=kind, expected=expected, help=help))
 
 
 def _text(value: Any, where: Mapping[str, Any], *, filled: bool = False) -> str:
@@ -93,21 +93,21 @@ def _message(value: Any, place: str, field: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise _wrong({"place": place, "field": field}, value, "a message")
     names: Any = {} if "role" in value else {"from": "role", "value": "content"}
-    found = {names.get(name, name): part for name, part in value.items()}
-    at: Any = {n: {"place": place, "field": f"{field}.{n}"} for n in ("role", "content")}
-    for name, where in at.items():
-        if name not in found:
+    fields = {names.get(name, name): part for name, part in value.items()}
+    places: Any = {n: {"place": place, "field": f"{field}.{n}"} for n in ("role", "content")}
+    for name, where in places.items():
+        if name not in fields:
             keys = ", ".join(f"`{key}`" for key in value) or "nothing"
             help = f"a message has `role` and `content`, and this one has {keys}"
             raise BadRow(codes.MISSING_FIELD(**where, help=help))
-    role = _text(found["role"], at["role"])
+    role = _text(fields["role"], places["role"])
     role = {"human": "user", "gpt": "assistant"}.get(role, role) if names else role
     if role not in _ROLES:
         near = advise("turn", role, _ROLES)
-        raise BadRow(codes.UNKNOWN_ROLE(**at["role"], found=role, help=near))
-    content = _text(found["content"], at["content"], filled=role in ("user", "tool"))
+        raise BadRow(codes.UNKNOWN_ROLE(**places["role"], found=role, help=near))
+    content = _text(fields["content"], places["content"], filled=role in ("user", "tool"))
     # Templates read other keys too, such as `reasoning_content`.
-    others = {name: part for name, part in found.items() if part is not None}
+    others = {name: part for name, part in fields.items() if part is not None}
     return {**others, "role": role, "content": content}
 
 

@@ -154,8 +154,8 @@ def _read_json(text: str) -> Iterator[tuple[int, Any]]:
     """Yield the values that stand one after another, each with its line, or that of what is wrong."""
     decoder, line, end = json.JSONDecoder(), 1, 0
     # A line separator in a text, such as U+2028, ends no line.
-    while found := _LETTER.search(text, end):
-        line, start = line + text.count("\n", end, found.start()), found.start()
+    while letter := _LETTER.search(text, end):
+        line, start = line + text.count("\n", end, letter.start()), letter.start()
         try:
             row, end = decoder.raw_decode(text, start)
             pairs = json.loads(text[start:end], object_pairs_hook=list)
@@ -163,10 +163,10 @@ def _read_json(text: str) -> Iterator[tuple[int, Any]]:
                 row = _Unread("a column stands twice", "take one of the two out")
             yield line, row
         except (ValueError, RecursionError) as error:
-            at = start + len(text[start : getattr(error, "pos", start)].rstrip())
-            following = _ROW.search(text, at)
+            end_of_row = start + len(text[start : getattr(error, "pos", start)].rstrip())
+            following = _ROW.search(text, end_of_row)
             end = following.start() if following else len(text)
-            yield line + text.count("\n", start, at), _why(text, text[start:end], error)
+            yield line + text.count("\n", start, end_of_row), _why(text, text[start:end], error)
         line += text.count("\n", start, end)
 
 
@@ -179,8 +179,8 @@ def _why(text: str, row: str, error: Exception) -> _Unread:
         return _Unread(one_line(error), None)
     if error.pos >= len(text.rstrip()) or "Unterminated" in error.msg:
         return _Unread("the file ends within this row", "write the row whole, or leave it out")
-    found = " ".join(text[error.pos : error.pos + 20].split())
-    return _Unread(f"{error.msg.removesuffix(' at')} before `{found}`", json_meant(row))
+    excerpt = " ".join(text[error.pos : error.pos + 20].split())
+    return _Unread(f"{error.msg.removesuffix(' at')} before `{excerpt}`", json_meant(row))
 
 
 def _read_csv(text: str) -> Iterator[tuple[int, Any]]:
