@@ -157,13 +157,15 @@ def _list(paths: Sequence[Path], places: Sequence[Path], report: Report) -> None
             groups[part.library] = record
     if any(row.error for row in rows):
         report.exit_code = max(report.exit_code, FINDINGS)
-    report.data(
-        groups={library: record.model_dump() for library, record in groups.items()},
-        # Not `asdict`, which copies each value: a library may have 100,000 adapters.
-        adapters=[{k: v for k, v in vars(row).items() if k != "spec"} for row in rows],
-        shared=[vars(part) for part in shared],
-        totals=_totals(rows, shared),
-    )
+    if report.as_json:
+        report.data(
+            groups={library: record.model_dump() for library, record in groups.items()},
+            # Not `asdict`, which copies each value: a library may have 100,000 adapters.
+            adapters=[{k: v for k, v in vars(row).items() if k != "spec"} for row in rows],
+            shared=[vars(part) for part in shared],
+            totals=_totals(rows, shared),
+        )
+        return
     if rows:
         tables = [_groups_table(library, record) for library, record in groups.items()]
         report.tables(_table(rows), _summary(rows, shared), *tables)

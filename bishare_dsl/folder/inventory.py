@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
+from os import scandir, stat_result
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from bishare_dsl.diagnostics import BishareError, one_line
 from bishare_dsl.diagnostics.codes.adapter import MISSING_TRANSFORM
 from bishare_dsl.folder.config import PEFT_TYPE, AdapterConfig
-from bishare_dsl.folder.contents import check_plan, own_file
+from bishare_dsl.folder.contents import MEMBERS, check_plan, own_file
 from bishare_dsl.folder.files import CONFIG, TENSORS, place_of
 from bishare_dsl.reading import MAX_CONFIG, parse_json, read_file
 
@@ -97,9 +98,11 @@ def list_adapters(folder: Path) -> Iterator[Listed | Shared]:
             return
         numbers, size, _ = _tensors(place, TENSORS)
         names = [member] if member else [*config.adapters]
+        statuses = _statuses(place / MEMBERS)
+        numbers_of: dict[int, int] = {}
         for name in names:
             try:
-                yield _listed(place, own_file(name), name, **described)
+                yield _member(place, name, statuses, numbers_of, described)
             except _BROKEN as error:
                 yield Listed(name, f"{place}#{name}", error=one_line(error))
         size += (place / CONFIG).stat().st_size
@@ -126,16 +129,61 @@ def _ranks_of(config: AdapterConfig) -> list[Any]:
     return [sum(term.rank for term in terms) for terms in plan.terms_of.values() if terms]
 
 
-def _listed(folder: Path, file: str, name: str | None = None, **described: Any) -> Listed:
-    """Describe an adapter by its tensor file; ``name`` is its name in a library."""
+def _listed(folder: Path, file: str, **described: Any) -> Listed:
+    """Describe an adapter by its tensor file."""
     numbers, size, date = _tensors(folder, file)
     return Listed(
-        name=name or folder.resolve().name,
-        place=str(folder) if name is None else f"{folder}#{name}",
+        name=folder.resolve().name,
+        place=str(folder),
         parameters=numbers,
-        bytes=size if name else size + (folder / CONFIG).stat().st_size,
+        bytes=size + (folder / CONFIG).stat().st_size,
         date=date,
-        library=str(folder) if name else None,
+        **described,
+    )
+
+
+def _statuses(folder: Path) -> dict[str, stat_result]:
+    """Return what the system says of each file in a folder, by its name, in one pass."""
+    if not folder.is_dir():
+        return {}
+    with scandir(folder) as entries:
+        return {entry.name: entry.stat() for entry in entries if entry.is_file()}
+
+
+def _member(
+    library: Path,
+    name: str,
+    statuses: Mapping[str, stat_result],
+    numbers_of: dict[int, int],
+    described: Mapping[str, Any],
+) -> Listed:
+    """Describe an adapter of a library.
+
+    Args:
+        library: its folder.
+        name: of the adapter.
+        statuses: what the system says of the files of its adapters, by their names.
+        numbers_of: the number of values in a file, by its bytes. Adapters of a library have the same tensors,
+            so that only the first file of each size is opened. New sizes are added.
+        described: what the config says of each.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        SafetensorError: this is not a tensor file.
+    """
+    file = own_file(name)
+    status = statuses.get(file.removeprefix(f"{MEMBERS}/"))
+    if status is None:
+        raise FileNotFoundError(f"`{file}` is missing")
+    if status.st_size not in numbers_of:
+        numbers_of[status.st_size] = _numbers(library / file)
+    return Listed(
+        name=name,
+        place=f"{library}#{name}",
+        parameters=numbers_of[status.st_size],
+        bytes=status.st_size,
+        date=status.st_mtime,
+        library=str(library),
         **described,
     )
 
@@ -166,7 +214,15 @@ def _tensors(folder: Path, name: str) -> _TensorFile:
         raise FileNotFoundError(f"`{name}` is missing") from None
     if not S_ISREG(status.st_mode):
         raise FileNotFoundError(f"`{name}` is missing")
+    return _TensorFile(_numbers(path), status.st_size, status.st_mtime)
+
+
+def _numbers(path: Path) -> int:
+    """Return the number of values in a tensor file, from its header.
+
+    Raises:
+        SafetensorError: this is not a tensor file.
+    """
     with safe_open(path, "numpy") as file:
         shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118
-    numbers = sum(prod(shape) for shape in shapes)
-    return _TensorFile(numbers, status.st_size, status.st_mtime)
+    return sum(prod(shape) for shape in shapes)
