@@ -39,7 +39,7 @@ def unequal_pool(fact: UnequalPool, question: Question) -> Iterator[Remedy]:
             kind = transform_kind(name)
             if name != PLAIN and (*kind.pooled, *kind.owned) == ("A", "B"):
                 fits = f"write `via {name}` to share across widths"
-                help = f"{fits}, which `in` or `out` in a key tells apart"
+                help = f"{fits}, or add `in` or `out` to the key to share among equal widths"
                 yield question.rewritten(loc, f"{{}} via {name}", help)
     finer = ["in", "out", "in, out", "kind", "parent"]
     yield from _with_key(share, fact, [fact.role], finer, question)

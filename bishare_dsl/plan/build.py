@@ -605,7 +605,7 @@ class _SharePlan:
         try:
             return self._shared_shape(role, members)
         except ValueError as error:
-            what = f"share its {role} in the pool `{pool}`"
+            what = f"have one {role} for all modules of `{pool}`"
             if len(members) == 1:
                 what = f"have a factor {role} at `{members[0].site.path}`"
             key = self.share.key(role)
@@ -624,7 +624,7 @@ class _SharePlan:
             shape, *others = dict.fromkeys(place.own[role] for place in members)
             if others:
                 sizes = ", ".join(f"{own.rows} x {own.columns}" for own in (shape, *others))
-                raise ValueError(f"its sites have different shapes of it ({sizes})")
+                raise ValueError(f"their shapes of it differ ({sizes})")
             return shape
         widths = [side for place in members for side in place.width.sides(role)]
         with guard(transform, "shared_shape", ValueError):

@@ -72,7 +72,7 @@ def one_width(widths: Sequence[int], parts: int = 1, name: str = "parts") -> int
     """
     if len(set(widths)) > 1:
         listed = ", ".join(str(width) for width in sorted(set(widths)))
-        raise ValueError(f"its sites have different widths ({listed})")
+        raise ValueError(f"their widths differ ({listed})")
     if (width := widths[0]) % parts:
         fitting = ", ".join(str(n) for n in (2, 3, 4, 5, 6, 8, 16, 32) if width % n == 0)
         raise ValueError(

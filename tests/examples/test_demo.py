@@ -35,7 +35,7 @@ def test_it_rejects_mends_trains_merges_compares_and_verifies(tmp_path):
     assert re.fullmatch(f"({spoken})*{verify}", run.stderr), run.stderr
     order = (
         "$ bishare check mistake.share",
-        "error[BS305]: share `block` cannot share its A",
+        "error[BS305]: share `block` cannot have one A",
         "$ bishare check tiers.share",
         "$ bishare plan tiers.share lora",
         "train tiers.share",
