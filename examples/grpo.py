@@ -4,7 +4,7 @@
         --learning_rate 1e-4 --num_generations 8 --max_completion_length 256
 
 A row has `prompt` and `answer`. All other flags are those of TRL's `GRPOConfig`. Its `beta`, the weight of
-the KL divergence from where training began, is 0 by default. With `--use_vllm True` and
+the KL divergence from where training began, is 0 by default. With `--use_vllm True --vllm_mode server` and
 `--vllm_server_base_url URL`, a vLLM server generates, and gets the adapter after each update, not merged
 weights (docs/adapter-sync.md). `--adapter tiny_lora --params '{"count": 4}'` trains 600 numbers.
 """

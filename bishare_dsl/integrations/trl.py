@@ -29,9 +29,9 @@ from trl.generation.vllm_generation import VLLMGeneration
 from bishare_dsl.adapted.handle import Handle
 from bishare_dsl.convert.effective import check_linear
 from bishare_dsl.convert.peft import VLLM_RANKS
-from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics import AdapterError, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.diagnostics.codes.verify import ENGINE_IS_BASE
+from bishare_dsl.diagnostics.codes.verify import ENGINE_IS_BASE, NOT_COLOCATED
 from bishare_dsl.models.hooks import is_sharded_tensor
 from bishare_dsl.serve.vllm.folder import check_outside
 from bishare_dsl.train import TrainError
@@ -59,7 +59,7 @@ def adapter_sync(
     Raises:
         TypeError: the trainer generates in another way.
         AdapterError: (from the trainer's constructor) vLLM cannot apply the adapter (BS633, BS675, BS680), or
-            its rank exceeds the server's limit (BS651).
+            its rank exceeds the server's limit (BS651); a setting is not for a colocated engine (BS879).
         ServerError: (from the constructor or a step) a server is gone, or refuses the adapter (BS872).
         TrainError: (from a step) a server answers as the base (BS874).
     """
@@ -140,6 +140,30 @@ def _new_name() -> str:
     return f"bishare-{secrets.token_hex(4)}"
 
 
+def _check_colocated(settings: dict[str, Any], servers: Sequence[str]) -> None:
+    """Check that no setting is for a server, or takes the base away, where each process has an engine.
+
+    Raises:
+        AdapterError: there is one (BS879).
+    """
+    effects = {
+        "`vllm_server_base_url`": ("reaches no server", bool(settings["server_base_url"])),
+        "`servers` of `adapter_sync`": ("reaches no server", bool(servers)),
+        "`vllm_enable_sleep_mode`": (
+            "discards the base's weights",
+            bool(settings["enable_sleep_mode"]),
+        ),
+    }
+    raise_errors(
+        AdapterError,
+        [
+            NOT_COLOCATED(setting=setting, effect=effect)
+            for setting, (effect, given) in effects.items()
+            if given
+        ],
+    )
+
+
 class Published(VLLMGeneration):  # type: ignore[misc]
     """TRL's generation, whose engine gets versions of the adapter.
 
@@ -155,16 +179,16 @@ class Published(VLLMGeneration):  # type: ignore[misc]
         self.version, self._names = 0, list[str]()
         host = f"http://{settings['server_host']}:{settings['server_port']}"
         url = (settings["server_base_url"] or host).rstrip("/")
-        urls = trainer.sync_servers or [url] if settings["mode"] == "server" else []
+        urls: Sequence[str] = trainer.sync_servers or [url]
+        if settings["mode"] == "colocate":
+            _check_colocated(settings, trainer.sync_servers)
+            urls = []
         self._servers = [Server(f"{one.rstrip('/')}/v1") for one in urls]
         self._check_every = trainer.sync_check_every
         super().__init__(**settings | {"server_base_url": url})
 
     def _init_vllm(self) -> None:
         if self.mode == "colocate":
-            if self.enable_sleep_mode:
-                setting, problem = "vllm_enable_sleep_mode", "it discards the base's weights"
-                raise AdapterError(codes.BAD_SERVER_SETTING(setting=setting, problem=problem))
             self._engine = Engine(self.model, {"lora_config": _LIMIT})
             allowed = next(rank for rank in VLLM_RANKS if rank >= self._engine.rank)
             llm = partial(vllm_generation.LLM, enable_lora=True, max_lora_rank=allowed)

@@ -49,7 +49,7 @@ def engine():
 def published(engine, tmp_path, monkeypatch):
     """Make a `Published` of a spec on a server with this config, by default with a plain vLLM's."""
 
-    def make(spec=SPEC, servers=(), main=True, **changes):
+    def make(spec=SPEC, servers=(), main=True, mode="server", **changes):
         model = get_peft_model(tiny_model("llama"), BishareConfig(spec=spec))
         with torch.no_grad():
             for parameter in model.parameters():
@@ -61,7 +61,8 @@ def published(engine, tmp_path, monkeypatch):
         args = SimpleNamespace(output_dir=tmp_path)
         trainer = SimpleNamespace(args=args, sync_servers=servers, sync_check_every=10)
         where = {"server_base_url": engine.url, "server_host": "", "server_port": 0}
-        how = {"accelerator": accelerator, "processing_class": None, "mode": "server"}
+        how = {"accelerator": accelerator, "processing_class": None, "mode": mode}
+        how["enable_sleep_mode"] = changes.pop("enable_sleep_mode", False)
         return trl.Published(trainer, model=model, **how, **where)
 
     monkeypatch.setattr(trl.VLLMGeneration, "__init__", initialised)
@@ -198,6 +199,17 @@ DORA = "spec s\ntarget q_proj\nshare a per module rank 2\nmagnitude per module\n
 def test_what_cannot_be_sent_is_refused_before_the_first_step(published, spec, changes, said):
     with pytest.raises((AdapterError, ServerError), match=said):
         published(spec, **changes)
+
+
+def test_a_colocated_engine_refuses_settings_of_a_server(published):
+    with pytest.raises(AdapterError) as refused:
+        published(mode="colocate", servers=["http://other"], enable_sleep_mode=True)
+    text = str(refused.value)
+    assert text.count("BS879") == 3
+    assert "`vllm_server_base_url` reaches no server" in text
+    assert "`servers` of `adapter_sync` reaches no server" in text
+    assert "`vllm_enable_sleep_mode` discards the base's weights" in text
+    assert 'use a server: `vllm_mode="server"`' in text
 
 
 def test_a_trainer_gets_it_in_one_line(published, tmp_path):

@@ -17,3 +17,4 @@ ENGINE_IS_STALE = Code("BS875", "after step {step} the engine still has an older
 NO_CARD = Code("BS876", "`{path}` is no probe card: {reason}")
 REPLICAS_DIFFER = Code("BS877", "processes train {count} of {total} tensors apart: `{name}`")
 MAYBE_STALE = warning("BS878", "an older '{name}' would not be seen")
+NOT_COLOCATED = Code("BS879", 'with `vllm_mode="colocate"`, {setting} {effect}')
