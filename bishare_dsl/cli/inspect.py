@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,10 +74,7 @@ def command(
     scored = [run for run in runs if run.judging is not None]
     if files or baseline or len(scored) > 1:
         show_runs(runs, files, baseline, report)
-        compared = {run.folder for run in runs}
-        others = [adapter for adapter in adapters if adapter not in compared]
-        if others:
-            _list(others, others, report)
+        _list_others(adapters, {run.folder for run in runs}, report)
         return
     whole = adapters == places[:1] and not names_in(adapters[0]) and not is_peft(adapters[0])
     if len(places) == 1 and (whole or not adapters):
@@ -128,33 +125,27 @@ def _whereabouts(stored: StoredAdapter) -> dict[str, int]:
     }
 
 
+def _list_others(adapters: Sequence[Path], compared: Collection[Path], report: Report) -> None:
+    """List the adapters that are not of the runs that were compared."""
+    others = [adapter for adapter in adapters if adapter not in compared]
+    if others:
+        _list(others, others, report)
+
+
 def _list(paths: Sequence[Path], places: Sequence[Path], report: Report) -> None:
     """List adapters."""
-    from bishare_dsl.cli.files import find_adapters
-    from bishare_dsl.folder.files import read_adapter
-    from bishare_dsl.folder.groups import read_groups
     from bishare_dsl.folder.inventory import Shared, list_adapters
 
-    for place in places:
-        if not find_adapters(place):  # Say what is wrong with it, in the words of one that is read.
-            try:
-                read_adapter(place)
-            except BishareError as error:
-                report.error(error)
+    _report_places_without_adapter(places, report)
     rows: list[Listed] = []
     shared: list[Shared] = []
     for folder in report.bar(paths, "reading"):
         for entry in list_adapters(folder):
-            (shared if isinstance(entry, Shared) else rows).append(entry)  # type: ignore[arg-type]
-    groups: dict[str, Groups] = {}
-    for part in shared:
-        try:
-            record = read_groups(Path(part.library))
-        except BishareError as error:
-            report.error(error)
-            continue
-        if record is not None:
-            groups[part.library] = record
+            if isinstance(entry, Shared):
+                shared.append(entry)
+            else:
+                rows.append(entry)
+    groups = _groups_of([part.library for part in shared], report)
     if any(row.error for row in rows):
         report.exit_code = max(report.exit_code, FINDINGS)
     if report.as_json:
@@ -169,6 +160,35 @@ def _list(paths: Sequence[Path], places: Sequence[Path], report: Report) -> None
     if rows:
         tables = [_groups_table(library, record) for library, record in groups.items()]
         report.tables(_table(rows), _summary(rows, shared), *tables)
+
+
+def _report_places_without_adapter(places: Iterable[Path], report: Report) -> None:
+    """Say what is wrong with a place that has no adapter, in the words of one that is read."""
+    from bishare_dsl.cli.files import find_adapters
+    from bishare_dsl.folder.files import read_adapter
+
+    for place in places:
+        if not find_adapters(place):
+            try:
+                read_adapter(place)
+            except BishareError as error:
+                report.error(error)
+
+
+def _groups_of(libraries: Iterable[str], report: Report) -> dict[str, Groups]:
+    """Read the groups of the libraries that have them."""
+    from bishare_dsl.folder.groups import read_groups
+
+    groups: dict[str, Groups] = {}
+    for library in libraries:
+        try:
+            record = read_groups(Path(library))
+        except BishareError as error:
+            report.error(error)
+            continue
+        if record is not None:
+            groups[library] = record
+    return groups
 
 
 def _groups_table(library: str, record: Groups) -> Table:

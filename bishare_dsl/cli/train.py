@@ -22,7 +22,10 @@ from bishare_dsl.diagnostics import Problem
 from bishare_dsl.diagnostics.codes.train import NEEDS_PACKAGE
 
 if TYPE_CHECKING:
+    from bishare_dsl.cli.budget import Budget
+    from bishare_dsl.cli.grid import GridWords
     from bishare_dsl.spec import Spec
+    from bishare_dsl.train.errors import TrainingInterrupted
     from bishare_dsl.train.grid import Cell, Draft
     from bishare_dsl.train.result import TrainResult
 
@@ -38,15 +41,20 @@ def _arguments(words: Sequence[str], given: Mapping[str, Any]) -> Iterator[tuple
         words: of the command line.
         given: the options that are declared here.
     """
-    rest, files, specs = deque(words), [*given["data"]], list[str]()
-    unknown = list[Problem]()
+    rest = deque(words)
+    files = [*given["data"]]
+    specs: list[str] = []
+    unknown: list[Problem] = []
     while rest:
         word = rest.popleft()
         if not word.startswith("-") or word == "-":
             from bishare_dsl.train.data.load import ENDINGS
 
             # As a shell writes `--data *.jsonl`.
-            (files if given["data"] and word.endswith(ENDINGS) else specs).append(word)
+            if given["data"] and word.endswith(ENDINGS):
+                files.append(word)
+            else:
+                specs.append(word)
             continue
         from bishare_dsl.train.request import argument_types, is_flag, unknown_argument
 
@@ -55,15 +63,11 @@ def _arguments(words: Sequence[str], given: Mapping[str, Any]) -> Iterator[tuple
         if equals and name in argument_types():
             yield name, value
         elif is_flag(name):
-            yield name, rest.popleft() if rest and rest[0].lower() in _BOOLEANS else "true"
+            yield name, _take_boolean(rest)
         elif is_flag(name.removeprefix("no_")):
             yield name.removeprefix("no_"), "false"
         elif name not in argument_types():
-            after = value if equals else value_in(rest[0] if rest else None)
-            if not equals and after is not None:
-                rest.popleft()
-                while name.endswith("target_modules") and rest and value_in(rest[0]):
-                    after += f", {rest.popleft()}"
+            after = value if equals else _take_value(name, rest)
             help = param_advice(words, name, after)
             unknown.append(unknown_argument(name, after, shown=word.partition("=")[0], help=help))
         elif rest:
@@ -72,13 +76,36 @@ def _arguments(words: Sequence[str], given: Mapping[str, Any]) -> Iterator[tuple
             raise click.BadOptionUsage(word, f"Option '{word}' requires an argument.")
     if unknown:
         raise CommandError(unknown)
+    _check_no_data(specs)
+    yield "data", files or None
+    yield "spec", specs
+
+
+def _check_no_data(specs: Sequence[str]) -> None:
+    """Refuse a file of rows that stands where a spec does."""
     from bishare_dsl.train.data.load import ENDINGS
 
     for word in specs:
         if word.endswith(ENDINGS):
             raise click.UsageError(f"Got unexpected extra argument ({word})")
-    yield "data", files or None
-    yield "spec", specs
+
+
+def _take_boolean(rest: deque[str]) -> str:
+    """Take the value of a switch from the words after it; a switch without a value is on."""
+    if rest and rest[0].lower() in _BOOLEANS:
+        return rest.popleft()
+    return "true"
+
+
+def _take_value(name: str, rest: deque[str]) -> str | None:
+    """Take the value of an unknown option from the words after it: several for a list of modules."""
+    value = value_in(rest[0] if rest else None)
+    if value is None:
+        return None
+    rest.popleft()
+    while name.endswith("target_modules") and rest and value_in(rest[0]):
+        value += f", {rest.popleft()}"
+    return value
 
 
 _PLACES = {
@@ -175,14 +202,8 @@ def command(
     given |= dict(_arguments(words, given))
     grid = grid_words(given.pop("spec"), params, given)
     drafts: list[Draft] = []
-    if grid.is_one_run and budget is not None:
-        design = single_design(grid, given, config, budget, report)
-        given["spec"] = design.spec if grid.specs else None
-        given["params"] = dict(design.params) or None
-        request = make_request(given, config)
-    elif grid.is_one_run:
-        given["spec"] = _spec(grid.specs[0] if grid.specs else None)
-        given["params"] = {name: value for name, (value,) in params.items()} or None
+    if grid.is_one_run:
+        given |= _single_run(grid, given, config, budget, report)
         request = make_request(given, config)
     else:
         drafts = draft_grid(grid, given, config, budget, report)
@@ -215,10 +236,7 @@ def command(
             else:
                 result = run(request, reporter)
     except TrainingInterrupted as stopped:
-        help = "the same command goes on from there; what is done is kept"
-        if not drafts:
-            retry = shlex.join(["bishare", "train", "--resume", str(stopped.folder)])
-            help = f"`{retry}` goes on from there"
+        help = _how_to_go_on(stopped, is_grid=bool(drafts))
         report.stop(INTERRUPTED, f"error: {stopped}\n  = help: {help}")
         return
     if first and cells:
@@ -226,6 +244,39 @@ def command(
     if first and result is not None:
         report.data(**result.as_dict())
         report.result(str(result))
+    _leave_process_group()
+
+
+def _single_run(
+    grid: GridWords,
+    given: Mapping[str, Any],
+    config: str | None,
+    budget: Budget | None,
+    report: Report,
+) -> dict[str, Any]:
+    """Return the spec and the params of a command of one run."""
+    if budget is not None:
+        design = single_design(grid, given, config, budget, report)
+        return {
+            "spec": design.spec if grid.specs else None,
+            "params": dict(design.params) or None,
+        }
+    return {
+        "spec": _spec(grid.specs[0] if grid.specs else None),
+        "params": {name: value for name, (value,) in grid.params.items()} or None,
+    }
+
+
+def _how_to_go_on(stopped: TrainingInterrupted, *, is_grid: bool) -> str:
+    """Say which command goes on with training that was interrupted."""
+    if is_grid:
+        return "the same command goes on from there; what is done is kept"
+    retry = shlex.join(["bishare", "train", "--resume", str(stopped.folder)])
+    return f"`{retry}` goes on from there"
+
+
+def _leave_process_group() -> None:
+    """End this process's part in distributed training, if it has any."""
     from torch import distributed
 
     if distributed.is_available() and distributed.is_initialized():

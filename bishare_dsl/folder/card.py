@@ -56,24 +56,15 @@ def _new_tasks(folder: Path) -> str:
 def model_card(plan: Plan, config: AdapterConfig) -> str:
     """Return the card, with the Hub's front matter."""
     names = tuple(config.adapters or ())
-    # The Hub rejects a card whose `base_model` is not an id on the Hub.
     hub_id = plan.base.model_id
     name = hub_id or plan.base.name
-    front_matter = [
-        f"library_name: {'bishare' if names else 'peft'}",
-        *([f"base_model: {hub_id}", "base_model_relation: adapter"] if hub_id else []),
-        *([] if plan.base.head else ["pipeline_tag: text-generation"]),
-        "tags:",
-        *([f"- base_model:adapter:{hub_id}"] if hub_id else []),
-        *(f"- {tag}" for tag in ("bishare", "lora", "parameter-sharing")),
-    ]
     parameters = [plan.parameters_line]
     if plan.is_library or names:
         parameters.insert(0, f"each adapter: {plan.owned}")
     file = "card_of_library.md" if names else "card.md"
     card = Path(__file__).with_name(file).read_text(encoding="utf-8")
     return card.format(
-        front_matter="\n".join(front_matter),
+        front_matter="\n".join(_front_matter(plan, is_library=bool(names))),
         mark=MARK,
         spec=plan.spec,
         base=f"[{name}](https://huggingface.co/{name})" if hub_id else f"`{name}`",
@@ -85,6 +76,23 @@ def model_card(plan: Plan, config: AdapterConfig) -> str:
         training=UNTRAINED if config.command == "compile" else TO_FILL_IN,
         text=config.spec.strip(),
     )
+
+
+def _front_matter(plan: Plan, *, is_library: bool) -> Iterator[str]:
+    """Yield the lines that the Hub reads."""
+    # The Hub rejects a card whose `base_model` is not an id on the Hub.
+    hub_id = plan.base.model_id
+    yield f"library_name: {'bishare' if is_library else 'peft'}"
+    if hub_id:
+        yield f"base_model: {hub_id}"
+        yield "base_model_relation: adapter"
+    if not plan.base.head:
+        yield "pipeline_tag: text-generation"
+    yield "tags:"
+    if hub_id:
+        yield f"- base_model:adapter:{hub_id}"
+    for tag in ("bishare", "lora", "parameter-sharing"):
+        yield f"- {tag}"
 
 
 def _method(plan: Plan) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bishare_dsl.models.site import Architecture, Parameter, Site
 from bishare_dsl.reading import parse_json
@@ -38,6 +38,80 @@ def plain_decoder(name: str, config: Path) -> Architecture | None:
     return None
 
 
+class _BlockSizes(NamedTuple):
+    """The widths of a block of a decoder, and its number of experts, 0 without any."""
+
+    hidden: int
+    intermediate: int
+    head: int
+    query: int
+    key_value: int
+    experts: int
+
+
+def _sizes_of(config: Mapping[str, Any]) -> _BlockSizes:
+    """Return the sizes of each block from the fields of a config."""
+    hidden = config["hidden_size"]
+    intermediate = config["intermediate_size"]
+    head = config.get("head_dim") or hidden // config["num_attention_heads"]
+    return _BlockSizes(
+        hidden=hidden,
+        intermediate=config.get("moe_intermediate_size") or intermediate,
+        head=head,
+        query=config["num_attention_heads"] * head,
+        key_value=config["num_key_value_heads"] * head,
+        experts=config.get("num_experts") or config.get("num_local_experts") or 0,
+    )
+
+
+def _linears(family: str, sizes: _BlockSizes) -> dict[str, tuple[int, int]]:
+    """Return the widths of the input and the output of each linear layer of a block."""
+    hidden = sizes.hidden
+    intermediate = sizes.intermediate
+    if family == "phi3":  # Phi-3 has one layer for q, k and v, and one for gate and up.
+        return {
+            "self_attn.o_proj": (sizes.query, hidden),
+            "self_attn.qkv_proj": (hidden, sizes.query + 2 * sizes.key_value),
+            "mlp.gate_up_proj": (hidden, 2 * intermediate),
+            "mlp.down_proj": (intermediate, hidden),
+        }
+    linears = {
+        "self_attn.q_proj": (hidden, sizes.query),
+        "self_attn.k_proj": (hidden, sizes.key_value),
+        "self_attn.v_proj": (hidden, sizes.key_value),
+        "self_attn.o_proj": (sizes.query, hidden),
+    }
+    mlps = ["mlp"]
+    if sizes.experts:
+        mlps = [f"mlp.experts.{number}" for number in range(sizes.experts)]
+    for mlp in mlps:
+        linears[f"{mlp}.gate_proj"] = (hidden, intermediate)
+        linears[f"{mlp}.up_proj"] = (hidden, intermediate)
+        linears[f"{mlp}.down_proj"] = (intermediate, hidden)
+    return linears
+
+
+def _shapes_beside_linears(family: str, sizes: _BlockSizes) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the other parameters of a block, in its order: attention, MLP, norms."""
+    hidden = sizes.hidden
+    shapes: dict[str, tuple[int, ...]] = {}
+    if family in ("qwen3", "qwen3_moe", "gemma3_text"):  # Queries and keys are normalised per head.
+        shapes["self_attn.q_norm.weight"] = (sizes.head,)
+        shapes["self_attn.k_norm.weight"] = (sizes.head,)
+    if family == "qwen2":
+        shapes["self_attn.q_proj.bias"] = (sizes.query,)
+        shapes["self_attn.k_proj.bias"] = (sizes.key_value,)
+        shapes["self_attn.v_proj.bias"] = (sizes.key_value,)
+    if sizes.experts:
+        shapes["mlp.gate.weight"] = (sizes.experts, hidden)  # The router is not a site.
+    shapes["input_layernorm.weight"] = (hidden,)
+    shapes["post_attention_layernorm.weight"] = (hidden,)
+    if family == "gemma3_text":
+        shapes["pre_feedforward_layernorm.weight"] = (hidden,)
+        shapes["post_feedforward_layernorm.weight"] = (hidden,)
+    return shapes
+
+
 def decoder(name: str, model_id: str | None, config: Mapping[str, Any]) -> Architecture:
     """Return the architecture of a decoder: attention and a gated MLP, or experts, in every block.
 
@@ -46,61 +120,25 @@ def decoder(name: str, model_id: str | None, config: Mapping[str, Any]) -> Archi
         model_id: its id on the Hub.
         config: the fields of its ``config.json``, with the ``model_type`` of a preset's family.
     """
-    hidden, intermediate = config["hidden_size"], config["intermediate_size"]
-    head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
-    query = config["num_attention_heads"] * head_dim
-    key_value = config["num_key_value_heads"] * head_dim
+    sizes = _sizes_of(config)
+    hidden = sizes.hidden
     layers = config["num_hidden_layers"]
     family = config["model_type"]
-    experts = config.get("num_experts") or config.get("num_local_experts") or 0
-    intermediate = config.get("moe_intermediate_size") or intermediate
-    if family == "phi3":  # Phi-3 has one layer for q, k and v, and one for gate and up.
-        linears = {
-            "self_attn.o_proj": (query, hidden),
-            "self_attn.qkv_proj": (hidden, query + 2 * key_value),
-            "mlp.gate_up_proj": (hidden, 2 * intermediate),
-            "mlp.down_proj": (intermediate, hidden),
-        }
-    else:
-        linears = {
-            "self_attn.q_proj": (hidden, query),
-            "self_attn.k_proj": (hidden, key_value),
-            "self_attn.v_proj": (hidden, key_value),
-            "self_attn.o_proj": (query, hidden),
-        }
-        mlps = [f"mlp.experts.{number}" for number in range(experts)] if experts else ["mlp"]
-        for mlp in mlps:
-            linears[f"{mlp}.gate_proj"] = (hidden, intermediate)
-            linears[f"{mlp}.up_proj"] = (hidden, intermediate)
-            linears[f"{mlp}.down_proj"] = (intermediate, hidden)
+    linears = _linears(family, sizes)
     sites = tuple(
         Site.at(f"model.layers.{layer}.{linear}", d_in, d_out)
         for layer in range(layers)
         for linear, (d_in, d_out) in linears.items()
     )
-    # In the order of the modules of a block: attention, MLP, norms.
-    blocks: dict[str, tuple[int, ...]] = {}
-    if family in ("qwen3", "qwen3_moe", "gemma3_text"):  # Queries and keys are normalised per head.
-        blocks["self_attn.q_norm.weight"] = (head_dim,)
-        blocks["self_attn.k_norm.weight"] = (head_dim,)
-    if family == "qwen2":
-        blocks["self_attn.q_proj.bias"] = (query,)
-        blocks["self_attn.k_proj.bias"] = (key_value,)
-        blocks["self_attn.v_proj.bias"] = (key_value,)
-    if experts:
-        blocks["mlp.gate.weight"] = (experts, hidden)  # The router is not a site.
-    blocks["input_layernorm.weight"] = (hidden,)
-    blocks["post_attention_layernorm.weight"] = (hidden,)
-    if family == "gemma3_text":
-        blocks["pre_feedforward_layernorm.weight"] = (hidden,)
-        blocks["post_feedforward_layernorm.weight"] = (hidden,)
+    shapes = _shapes_beside_linears(family, sizes)
     others = [
-        Parameter(path=f"model.layers.{layer}.{name}", shape=shape)
+        Parameter(path=f"model.layers.{layer}.{path}", shape=shape)
         for layer in range(layers)
-        for name, shape in blocks.items()
+        for path, shape in shapes.items()
     ]
     vocabulary = config["vocab_size"]
-    embedding, head = "model.embed_tokens", "lm_head"
+    embedding = "model.embed_tokens"
+    head = "lm_head"
     tied = config["tie_word_embeddings"]
     outside = [Site.outside(head, hidden, vocabulary, [embedding] if tied else [])]
     rows = Parameter(

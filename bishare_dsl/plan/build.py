@@ -62,10 +62,7 @@ def build_plan(spec: m.Spec, architecture: Architecture) -> tuple[Plan, tuple[Pr
     spec_settings.add(_names(spec_settings, sites))
     raise_errors(SpecError if wrong else PlanError, spec_settings.problems)
 
-    try:
-        selected = sites.site_sets.select(spec.target, ("target",)) if spec.target else frozenset()
-    except EvaluationError as error:  # `_names` reports most.
-        raise PlanError(error.problem) from error
+    selected = _selected(spec, sites)
     target = sites.of(selected)
     tensors: list[Tensor] = []
     pools: list[Pool] = []
@@ -82,16 +79,7 @@ def build_plan(spec: m.Spec, architecture: Architecture) -> tuple[Plan, tuple[Pr
         spec_settings.add(_idle_exceptions(sites, spec))
         spec_settings.add(_left_out(sites))
         spec_settings.add(meant.shares(spec, sites.kinds | sites.parts))
-        short = _short(sites.sites)
-        planned = [
-            _SharePlan(spec_settings, index, sites, short) for index in range(len(spec.shares))
-        ]
-        for one in planned:
-            one.make_tensors(selected)
-        for one in planned:
-            one.make_terms(planned)
-        for one in planned:
-            one.own_for(planned)
+        for one in _plan_shares(spec_settings, sites, selected):
             tensors += one.tensors
             pools += one.pools
             terms += one.terms
@@ -108,13 +96,7 @@ def build_plan(spec: m.Spec, architecture: Architecture) -> tuple[Plan, tuple[Pr
     spec_settings.add(problems)
     raise_errors(PlanError, spec_settings.problems)
     if not any(tensor.trainable for tensor in (*tensors, *whole)) or not (terms or spec.train):
-        loc: Loc
-        why, loc = "no share has a rank above 0", ("shares", 0, "rank")
-        if terms:
-            why, loc = "every tensor is frozen", ("shares", 0, "freeze")
-        elif not spec.shares:
-            why, loc = "`train none` trains no parameter, and the spec has no share", ("train",)
-        raise PlanError(codes.NOTHING_TO_TRAIN(spec=spec.name, why=why, loc=loc))
+        raise PlanError(_nothing_to_train(spec, terms))
     spec_settings.add(_uncovered(target, adapted, without_rank, alone=len(spec.shares) == 1))
     plan = Plan(
         spec=spec.name,
@@ -127,6 +109,49 @@ def build_plan(spec: m.Spec, architecture: Architecture) -> tuple[Plan, tuple[Pr
         trained=tuple(trained),
     )
     return plan, tuple(spec_settings.problems)
+
+
+def _selected(spec: m.Spec, sites: Sites) -> Set[int]:
+    """Return the sites that the target selects.
+
+    Raises:
+        PlanError: it has no value at one of the sites.
+    """
+    if not spec.target:
+        return frozenset()
+    try:
+        return sites.site_sets.select(spec.target, ("target",))
+    except EvaluationError as error:  # `_names` reports most.
+        raise PlanError(error.problem) from error
+
+
+def _plan_shares(spec_settings: SpecSettings, sites: Sites, selected: Set[int]) -> list[_SharePlan]:
+    """Compute the tensors, pools and terms of every share. Problems go to the spec_settings."""
+    short = _short(sites.sites)
+    planned = [
+        _SharePlan(spec_settings, index, sites, short)
+        for index in range(len(spec_settings.spec.shares))
+    ]
+    for one in planned:
+        one.make_tensors(selected)
+    for one in planned:
+        one.make_terms(planned)
+    for one in planned:
+        one.own_for(planned)
+    return planned
+
+
+def _nothing_to_train(spec: m.Spec, terms: Sequence[Term]) -> Problem:
+    """Return the problem of a spec that trains no parameter, with the reason."""
+    loc: Loc = ("shares", 0, "rank")
+    why = "no share has a rank above 0"
+    if terms:
+        loc = ("shares", 0, "freeze")
+        why = "every tensor is frozen"
+    elif not spec.shares:
+        loc = ("train",)
+        why = "`train none` trains no parameter, and the spec has no share"
+    return codes.NOTHING_TO_TRAIN(spec=spec.name, why=why, loc=loc)
 
 
 def _names(spec_settings: SpecSettings, sites: Sites) -> Iterator[Problem]:

@@ -472,45 +472,67 @@ def check_names(scope: Scope, expression: object, loc: Loc, asked: Purpose = "nu
 
 
 def _roles(share: m.Share, resolved: ShareSettings) -> Iterator[Problem]:
-    """Find settings of the share for tensors that its transform does not have."""
+    """Find settings of the share for tensors that its transform does not have, or cannot have so."""
     transform = resolved.transform
-    roles = [*transform.roles, *resolved.gains]
+    own = _own_roles(share, resolved)
+    yield from _unknown_roles(share, resolved, own)
+    yield from _pooled_without_key(share, transform, own)
+    if not transform.linear and GAIN_RANK in resolved.gains:
+        loc = ("gain",) if share.gain.out is None else ("gain", "rank")
+        name = transform.name if share.via is None else _written(share.via, transform)
+        yield codes.NOT_LINEAR(transform=name, what="gain rank", loc=loc)
+
+
+def _own_roles(share: m.Share, resolved: ShareSettings) -> list[str]:
+    """List the roles of tensors that are not those of other pools."""
+    roles = [*resolved.transform.roles, *resolved.gains]
+    return [role for role in roles if role not in share.references]
+
+
+def _unknown_roles(
+    share: m.Share, resolved: ShareSettings, own: Sequence[str]
+) -> Iterator[Problem]:
+    """Find roles that a share freezes, starts, gives a key or takes from a pool, and that it cannot."""
+    transform = resolved.transform
 
     def unknown_role(role: str, what: str, loc: Loc, has: Sequence[str]) -> Problem:
         fact = UnknownRole(role, tuple(has))
         return codes.UNKNOWN_ROLE(role=role, share=share.name, what=what, loc=loc, fact=fact)
 
     # Tensors that never train accept neither `init` nor `freeze`, and those of other pools nothing.
-    own = [role for role in roles if role not in share.references]
     trained = [role for role in own if role not in transform.fixed]
     for loc, role in resolved.frozen.items():
         if role not in trained:
             by_param = role != share.freeze[int(loc[-1])]
-            yield unknown_role(role, "freeze", loc, [*trained, *["none"] * by_param])
+            possible = [*trained, "none"] if by_param else trained
+            yield unknown_role(role, "freeze", loc, possible)
     started = [role for role in trained if role not in resolved.gains]
     for role in share.init:
         if role not in started:
             yield unknown_role(role, "start", ("init", role, "name"), started)
-    unknown = [role for role in share.keys if role not in own]
-    for role in unknown:
-        yield unknown_role(role, "give a key", ("keys", role, "name"), own)
+    for role in share.keys:
+        if role not in own:
+            yield unknown_role(role, "give a key", ("keys", role, "name"), own)
     possible = [role for role in transform.roles if role not in transform.fixed]
     for role in share.references:
         if role not in possible:
             what = "take from another pool"
             yield unknown_role(role, what, ("references", role, "name"), possible)
+
+
+def _pooled_without_key(
+    share: m.Share, transform: Transform, own: Sequence[str]
+) -> Iterator[Problem]:
+    """Find pooled tensors without a key, or a key for all tensors that none needs."""
     placed = {*share.keys, *share.references}
     keyless = [role for role in transform.pooled if role not in placed]
-    if keyless and share.per is None and not unknown:
+    all_known = all(role in own for role in share.keys)
+    if keyless and share.per is None and all_known:
         fact = KeylessRole(keyless[0])
         yield codes.NO_KEY(share=share.name, role=keyless[0], loc=("keys",), fact=fact)
     elif not keyless and share.per is not None:
         why = ": each tensor has a key of its own"
         yield codes.UNUSED(what="key", name="per", why=why, loc=("per",))
-    if not transform.linear and GAIN_RANK in resolved.gains:
-        loc = ("gain",) if share.gain.out is None else ("gain", "rank")
-        name = transform.name if share.via is None else _written(share.via, transform)
-        yield codes.NOT_LINEAR(transform=name, what="gain rank", loc=loc)
 
 
 def _singular(

@@ -204,38 +204,54 @@ class Vocabulary(Record):
             among: the sites to consider; by default all.
         """
         counted = subject.ref if isinstance(subject, m.Ref) and subject.ref in COUNTED else None
-        what = f"this {counted}" if not isinstance(item, m.Range) else f"this range of {counted}s"
         if isinstance(item, m.Range) and counted:
-            ends = [(*scope.bounds(item, subject, loc), n) for scope, n in self._counts[counted]]
-            if item.first is not None and item.last is not None and all(a > b for a, b, _ in ends):
-                for scope, _ in self._counts[counted][:1]:
-                    yield empty_range(scope.number(item.first), scope.number(item.last), loc)
-                    return
-            if not any(
-                (item.first is None or 0 <= first < n) and (item.last is None or 0 <= last < n)
-                for first, last, n in ends
-            ):
-                yield self._outside(counted, what, loc)
+            wrong_range = self._range_problem(subject, item, counted, loc)
+            if wrong_range is not None:
+                yield wrong_range
                 return
         considered = self.site_sets.all if among is None else among
         true, false = self.site_sets.partition(m.Member(value=subject, among=(item,)))
         if true & considered or not considered:
             return
-        if not (valued := false & considered):
+        valued = false & considered
+        if not valued:
             scope = self.site_sets.scopes[min(considered)]
             scope.includes(item, scope.value(subject, loc), subject, loc)  # Raises.
         if counted:
+            what = f"this range of {counted}s" if isinstance(item, m.Range) else f"this {counted}"
             yield self._outside(counted, what, loc)
-            return
+        else:
+            yield self._no_such_value(subject, item, valued, loc)
+
+    def _range_problem(
+        self, subject: m.Expression, item: m.Range, counted: str, loc: Loc
+    ) -> Problem | None:
+        """Find whether a range of layers or experts is empty, or has an end outside of every tower."""
+        counts = self._counts[counted]
+        ends = [(*scope.bounds(item, subject, loc), count) for scope, count in counts]
+        if counts and item.first is not None and item.last is not None:
+            scope, _ = counts[0]
+            if all(first > last for first, last, _ in ends):
+                return empty_range(scope.number(item.first), scope.number(item.last), loc)
+        for first, last, count in ends:
+            begins_inside = item.first is None or 0 <= first < count
+            ends_inside = item.last is None or 0 <= last < count
+            if begins_inside and ends_inside:
+                return None
+        return self._outside(counted, f"this range of {counted}s", loc)
+
+    def _no_such_value(
+        self, subject: m.Expression, item: m.Range | m.Expression, valued: Set[int], loc: Loc
+    ) -> Problem:
+        """Return the problem of an item that the subject equals at none of the sites where it has a value."""
         groups = self.site_sets.groups((subject, item), "item", valued)
         scopes = [self.site_sets.scopes[i] for i, *_ in groups]
         values = frozenset(str(scope.value(subject)) for scope in scopes)
         if isinstance(item, m.Range):
-            shown, fact = "this range", None
-        else:
-            value = str(scopes[0].value(item, loc))
-            shown, fact = f"`{value}`", UnknownValue(subject, value, values)
-        yield codes.NO_SUCH_SITE(what=shown, model=self.model, loc=loc, fact=fact)
+            return codes.NO_SUCH_SITE(what="this range", model=self.model, loc=loc)
+        value = str(scopes[0].value(item, loc))
+        fact = UnknownValue(subject, value, values)
+        return codes.NO_SUCH_SITE(what=f"`{value}`", model=self.model, loc=loc, fact=fact)
 
     def _no_match(self, part: m.Match, loc: Loc) -> Problem:
         values = frozenset(str(scope.values[part.attribute]) for scope in self.site_sets.scopes)

@@ -199,14 +199,7 @@ def _facts(
     scales = [term.scale for term in terms if not term.is_magnitude]
     if scales:
         yield f"scale {_values(scales)}"
-    at_ranks = {term.rank: term for term in terms}.values()  # Options are equal at a rank.
-    for transform in dict.fromkeys(via(term.transform, term.options) for term in at_ranks):
-        if transform not in ("-", MAGNITUDE):
-            yield f"via {transform}"
-    if not (first.linear or first.is_magnitude):
-        yield "depends on the token, so that it is neither merged nor exported"
-    if first.is_magnitude and first.options["plain"]:
-        yield "without the lengths of a DoRA"
+    yield from _facts_of_transform(terms)
     covered = places.describe(paths, places.targets)
     if covered:
         yield f"in {covered} alone"
@@ -224,6 +217,19 @@ def _facts(
         yield "what it starts with is subtracted"
     elif not zero_parts(load_transform(first.transform, first.options), starts):
         yield "a fresh model differs from its base"
+
+
+def _facts_of_transform(terms: Sequence[Term]) -> Iterator[str]:
+    """Say how a share acts."""
+    first = terms[0]
+    at_ranks = {term.rank: term for term in terms}.values()  # Options are equal at a rank.
+    for transform in dict.fromkeys(via(term.transform, term.options) for term in at_ranks):
+        if transform not in ("-", MAGNITUDE):
+            yield f"via {transform}"
+    if not (first.linear or first.is_magnitude):
+        yield "depends on the token, so that it is neither merged nor exported"
+    if first.is_magnitude and first.options["plain"]:
+        yield "without the lengths of a DoRA"
 
 
 def _places_of_ranks(terms: Sequence[Term], places: Places) -> Iterator[str]:

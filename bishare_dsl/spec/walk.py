@@ -50,7 +50,7 @@ class Mention(NamedTuple):
     compared_with: m.Expression | None = None
 
 
-# The purpose of each field with expressions. `_add` handles `If` and `Cases`.
+# The purpose of each field with expressions. `_add` and `_add_cases` handle `If` and `Cases`.
 _PURPOSE: Mapping[tuple[type[BaseModel], str], Purpose] = {
     (m.Selection, "include"): "condition",
     (m.Selection, "exclude"): "condition",
@@ -133,7 +133,8 @@ def _add(
             _add(mentioned, item, purpose, (*loc, name), domain, compared_with)
         return
     if isinstance(part, str):
-        part, purpose = m.Ref(ref=part), "name"
+        part = m.Ref(ref=part)
+        purpose = "name"
     if isinstance(part, _EXPRESSIONS):
         if purpose is None:
             raise TypeError(f"the expression at {loc} has no purpose")
@@ -147,26 +148,42 @@ def _add(
     elif isinstance(part, Let) and part.value is not None:
         _add(mentioned, part.value, "key", (*loc, "selection", "include", 0), "let")
     elif isinstance(part, m.Cases):
-        # A key may have words of its own.
-        purpose = "word" if purpose == "key" else purpose
-        _add(mentioned, part.subject, "subject", (*loc, "subject"), domain)
-        for i, arm in enumerate(part.arms):
-            arm_loc = (*loc, "arms", i)
-            _add(mentioned, arm.values, "arm", (*arm_loc, "values"), domain, part.subject)
-            _add(mentioned, arm.result, purpose, (*arm_loc, "result"), domain)
-        if part.otherwise is not None:
-            _add(mentioned, part.otherwise, purpose, (*loc, "otherwise"), domain)
+        _add_cases(mentioned, part, purpose, loc, domain)
     elif isinstance(part, BaseModel):
-        for name, field_purpose, whose in _fields(type(part)):
-            value = getattr(part, name)
-            if field_purpose is None and not isinstance(value, (BaseModel, tuple, dict)):
-                continue
-            compared_with = None
-            if isinstance(part, m.Compare):
-                compared_with = part.left if name == "right" else part.right
-            elif isinstance(part, m.Member):
-                compared_with = part.value if name == "among" else None
-            _add(mentioned, value, field_purpose, (*loc, name), whose or domain, compared_with)
+        _add_fields(mentioned, part, loc, domain)
+
+
+def _add_cases(
+    mentioned: list[Mention],
+    cases: m.Cases,
+    purpose: Purpose | None,
+    loc: Loc,
+    domain: Domain | None,
+) -> None:
+    """Add the subject of a case distinction, and the values and the result of each arm."""
+    # A key may have words of its own.
+    purpose = "word" if purpose == "key" else purpose
+    _add(mentioned, cases.subject, "subject", (*loc, "subject"), domain)
+    for i, arm in enumerate(cases.arms):
+        arm_loc = (*loc, "arms", i)
+        _add(mentioned, arm.values, "arm", (*arm_loc, "values"), domain, cases.subject)
+        _add(mentioned, arm.result, purpose, (*arm_loc, "result"), domain)
+    if cases.otherwise is not None:
+        _add(mentioned, cases.otherwise, purpose, (*loc, "otherwise"), domain)
+
+
+def _add_fields(mentioned: list[Mention], part: BaseModel, loc: Loc, domain: Domain | None) -> None:
+    """Add the fields of a statement or an expression, each with its purpose."""
+    for name, field_purpose, whose in _fields(type(part)):
+        value = getattr(part, name)
+        if field_purpose is None and not isinstance(value, (BaseModel, tuple, dict)):
+            continue
+        compared_with = None
+        if isinstance(part, m.Compare):
+            compared_with = part.left if name == "right" else part.right
+        elif isinstance(part, m.Member):
+            compared_with = part.value if name == "among" else None
+        _add(mentioned, value, field_purpose, (*loc, name), whose or domain, compared_with)
 
 
 @cache

@@ -27,6 +27,7 @@ from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.folder.card import fill_card
 from bishare_dsl.folder.contents import StoredAdapter
 from bishare_dsl.folder.files import add_to_library, names_in, save_adapter, save_library
+from bishare_dsl.folder.fingerprint import Fingerprint
 from bishare_dsl.folder.groups import GROUPS, Groups, read_groups
 from bishare_dsl.models.hooks import undo_prepare
 from bishare_dsl.peft.method import as_peft_model, install
@@ -308,13 +309,7 @@ def fit(
             trainer.remove_callback(PrinterCallback)
         trainer.accelerator.wait_for_everyone()  # All processes have finished reading the folder.
         if args.should_save:
-            begins = prepared.trainable
-            spec = begins.folder if isinstance(begins, StoredAdapter) else handle.spec_text
-            asked = request.as_dict(None if request.library else str(spec))
-            asked[RECORD] = record_run(prepared, base)
-            if request.repeated:
-                for difference in differences(request.repeated, asked[RECORD]):
-                    reporter.note(f"not as in the run that is repeated: {difference}")
+            asked = _first_record(prepared, handle, base, reporter)
             stack.enter_context(hold(request.output_dir, asked, request.resume))
         trunk = cached_trunk(model, handle.plan, steps, trainer.accelerator.autocast, reporter)
         cached = stack.enter_context(trunk)
@@ -333,11 +328,31 @@ def fit(
         if args.should_save:
             results = record_results(result, trainer.held_out)
             complete_record(request.output_dir, results=results)
-            recorded = read_run(request.output_dir)
-            # A run that 0.5 began has no record of its data.
-            if not request.several and "data" in recorded.get(RECORD, {}):
-                fill_card(request.output_dir, training_text(recorded))
+            _fill_card(request)
     return result
+
+
+def _first_record(
+    prepared: Prepared, handle: Handle, base: Fingerprint | None, reporter: Reporter
+) -> dict[str, Any]:
+    """Return what a run writes when it begins, and report how it differs from the run that it repeats."""
+    request = prepared.request
+    begins = prepared.trainable
+    spec = begins.folder if isinstance(begins, StoredAdapter) else handle.spec_text
+    asked = request.as_dict(None if request.library else str(spec))
+    asked[RECORD] = record_run(prepared, base)
+    if request.repeated:
+        for difference in differences(request.repeated, asked[RECORD]):
+            reporter.note(f"not as in the run that is repeated: {difference}")
+    return asked
+
+
+def _fill_card(request: Request) -> None:
+    """Write into the card of a finished run's adapter how it was trained."""
+    recorded = read_run(request.output_dir)
+    # A run that 0.5 began has no record of its data.
+    if not request.several and "data" in recorded.get(RECORD, {}):
+        fill_card(request.output_dir, training_text(recorded))
 
 
 def _score(
