@@ -13,7 +13,8 @@ import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
-HOOK, PTH = "_bishare_autoload.py", "bishare_autoload.pth"
+HOOK = "_bishare_autoload.py"
+PTH = "bishare_autoload.pth"
 
 _HOOK = '''"""Written by `python -m bishare_dsl.autoload on`; the same with `off` removes it."""
 

@@ -51,7 +51,8 @@ class NotFreeError(ValueError):
 
     def __init__(self, name: str, why: str) -> None:
         super().__init__(f"`{name}`: {why}")
-        self.name, self.why = name, why
+        self.name = name
+        self.why = why
 
 
 def solve(count: Counter, own: Values, budget: int, within: float) -> Solution:
@@ -142,9 +143,11 @@ class _Search:
 
     def _proportional_scale(self) -> float:
         """Return about the largest factor of the spec's own values that stays within the budget."""
-        low, high = 0.0, 1.0
+        low = 0.0
+        high = 1.0
         while self._count(self._scaled(high)) <= self._budget and high < _LARGEST:
-            low, high = high, 2 * high
+            low = high
+            high = 2 * high
         while high - low > 0.01 * high and self._own_changes(low, high):
             middle = (low + high) / 2
             if self._count(self._scaled(middle)) <= self._budget:
@@ -228,11 +231,13 @@ class _Search:
         """
         name, *rest = names
         others = {**fixed, **dict.fromkeys(rest, 1)}
-        low, high = 0, 1
+        low = 0
+        high = 1
         last = math.nan
         count = self._count({**others, name: high})
         while count <= limit and count != last and high < _LARGEST:
-            low, high = high, 2 * high
+            low = high
+            high = 2 * high
             last = count
             count = self._count({**others, name: high})
         if count <= limit:

@@ -120,5 +120,6 @@ def _hub_errors(name: str, raised: type[BishareError], others: str) -> Iterator[
         raise raised(HUB_REFUSED(name=name, reason=reason, help=help)) from None
     except Exception as error:
         # Transports have different exceptions, and huggingface_hub has changed its transport twice.
-        reason, help = one_line(error.__cause__ or error), _OFFLINE.format(others)
+        reason = one_line(error.__cause__ or error)
+        help = _OFFLINE.format(others)
         raise raised(HUB_UNREACHABLE(name=name, reason=reason, help=help)) from error

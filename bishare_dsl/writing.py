@@ -158,7 +158,8 @@ def _rename(one: Path, other: Path, how: Literal["swap", "new"]) -> bool:
     """
     import ctypes
 
-    names, current_folder = [os.fsencode(path) for path in (one, other)], -100  # AT_FDCWD
+    names = [os.fsencode(path) for path in (one, other)]
+    current_folder = -100  # AT_FDCWD
     libc = ctypes.CDLL(None, use_errno=True)
     if sys.platform == "linux" and hasattr(libc, "renameat2"):
         flag = {"swap": 2, "new": 1}[how]
@@ -211,7 +212,8 @@ def lock_name(path: Path, *, wait: bool = True, seen: Standing = ANY) -> Iterato
             except OSError:
                 if not path.exists():
                     raise
-                lock, descriptor = path, os.open(path, os.O_RDONLY)  # Nobody can replace it.
+                lock = path
+                descriptor = os.open(path, os.O_RDONLY)  # Nobody can replace it.
             ended.callback(os.close, descriptor)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

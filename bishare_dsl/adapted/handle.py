@@ -163,7 +163,8 @@ class Handle(TunerLayer):
             names = " and ".join(f"`{name}`" for name in self.active)
             help = "activate one with `set_adapter`, or call `save_pretrained` of the `PeftModel`"
             raise AdapterError(codes.SAVED_TOGETHER(names=names, help=help))
-        adapter, model = self.running, self.model
+        adapter = self.running
+        model = self.model
         reproduced = None
         if frozen == "base":
             reproduced = singular_starts(adapter.saved_plan, model, torch.float64)
@@ -495,7 +496,8 @@ def check_model(model: nn.Module, name: str) -> None:
         if not in_adapter(path):
             names += (path, *module._parameters)
         if "_orig_mod" in module._modules:  # Its children would not be found by their names.
-            why, help = "`torch.compile` has wrapped it", "adapt the model first, then compile it"
+            why = "`torch.compile` has wrapped it"
+            help = "adapt the model first, then compile it"
             raise ModelError(CANNOT_ADAPT(path=path or "model", why=why, help=help))
     if fault := name_fault(name, module_names(names)):
         raise AdapterError(codes.NO_NAME(name=name, reason=fault))

@@ -144,7 +144,8 @@ class Merged:
                     self.weights[path] = before[path]
             for path, layer in self.layers.items():
                 model.set_submodule(path, layer)
-            self.layers, self.inside = layers, not self.inside
+            self.layers = layers
+            self.inside = not self.inside
         except BaseException:
             with torch.no_grad():
                 for path, value in before.items():
@@ -169,7 +170,8 @@ def merge(
             After an interruption its `swap` undoes what was done.
     """
     targets = _targets(model, plan)
-    merged.report, merged.inside = MergeReport(len(targets)), True
+    merged.report = MergeReport(len(targets))
+    merged.inside = True
     for site, weight in targets:
         _merge_site(model, plan, tensors, site, weight, merged)
     for trained in plan.trained:
@@ -244,7 +246,8 @@ def _merge_site(
     base = base_weight(model, weight)
     added = delta(plan, tensors, site, base)
     exact, rounded = _summed(weight, base, added)
-    survival, added = merged.report.survival, added.to(exact.device)
+    survival = merged.report.survival
+    added = added.to(exact.device)
     survival.form = str(rounded.dtype).removeprefix("torch.")
     # Subtract the small loss, so that the fraction is exact if nothing is lost.
     survival.add(weight.path.rpartition(".")[2], added - (exact - rounded), added)

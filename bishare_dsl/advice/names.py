@@ -29,7 +29,8 @@ _EXPECTED = {
 
 def unknown_name(fact: UnknownName, question: Question) -> Iterator[Remedy]:
     """Yield what a name may be meant as: the same in other letters, a word of other programs, a near name."""
-    name, place = fact.name, fact.place
+    name = fact.name
+    place = fact.place
     for same in sorted(fact.valid):
         if same.lower() == name.lower() and same != name:
             yield question.instead(same)
@@ -87,7 +88,8 @@ def _near(fact: UnknownName, question: Question) -> Iterator[Remedy]:
 
 def _of_modules(fact: UnknownName, question: Question) -> Iterator[Remedy]:
     """Yield what a name in a condition may be meant as."""
-    name, sites = fact.name, question.sites
+    name = fact.name
+    sites = question.sites
     if sites is None:
         yield from _table("kind", name, question)
         yield from _near(fact, question)
@@ -186,7 +188,8 @@ def _of_trained(fact: UnknownName, question: Question) -> Iterator[Remedy]:
 
 def unknown_pattern(fact: UnknownPattern, question: Question) -> Iterator[Remedy]:
     """Yield what a pattern that matches nothing may be meant as."""
-    attribute, pattern = fact.attribute, fact.pattern
+    attribute = fact.attribute
+    pattern = fact.pattern
     if question.in_key:
         yield Remedy("parts of a key have commas between")
     spec = question.spec
@@ -229,7 +232,8 @@ def _globs(pattern: str, attribute: str, question: Question) -> Iterator[Remedy]
 
 def unknown_value(fact: UnknownValue, question: Question) -> Iterator[Remedy]:
     """Yield what a value may be meant as that an expression never has."""
-    value, subject = fact.value, fact.subject
+    value = fact.value
+    subject = fact.subject
     arm = question.problem.code == "BS306"
     if arm:
         yield from _table("arm", value, question)

@@ -112,7 +112,8 @@ def _second_share(share: m.Share, fact: UnequalPool, question: Question) -> Iter
                     "where": m.Selection(include=(larger,)),
                 }
             )
-            low, text = min(then, otherwise), share_text(more)
+            low = min(then, otherwise)
+            text = share_text(more)
             loc: Loc = ("shares", fact.share)
             texts: dict[Loc, str] = {loc: f"{text}\n{{}}", (*loc, "rank"): str(low)}
             yield question.rewrites(texts, f"`rank {low}` here, and `{text}`")

@@ -61,7 +61,8 @@ def repeated(fact: Repeated, question: Question) -> Iterator[Remedy]:
     """Join two statements, or leave one out."""
     first = _list_of(fact.first_list, fact.word, question)
     second = _list_of(fact.second_list, fact.word, question)
-    joined, help = "", ""
+    joined = ""
+    help = ""
     if fact.word == "where" and first and not _LOOSE.search(f"{first} {second}"):
         joined = f"where {first} and {second}"
         help = f"both hold by `{joined}`"
@@ -71,7 +72,8 @@ def repeated(fact: Repeated, question: Question) -> Iterator[Remedy]:
         help = f"both are `{joined}`"
     if joined:
         yield Remedy(help, (Edit(fact.first, joined), Edit(fact.second, "")))
-    text, again = question.text_of(fact.first), question.text_of(fact.second)
+    text = question.text_of(fact.first)
+    again = question.text_of(fact.second)
     if text and text.split() == again.split():
         yield Remedy("leave one of the two out", (Edit(fact.second, ""),))
     if fact.word == "magnitude":

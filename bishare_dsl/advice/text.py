@@ -126,7 +126,8 @@ def _of_known_mistakes(stop: Stop) -> Iterator[Remedy]:
 
 def _corrected(stop: Stop, correction: _Correction) -> Remedy:
     """Return the remedy that replaces some columns of the line. One space is left of two."""
-    before, after = stop.line[: correction.first], stop.line[correction.last :]
+    before = stop.line[: correction.first]
+    after = stop.line[correction.last :]
     if not correction.text:
         gap = f"{before[-1:]}{after[:1]}"
         before = before.rstrip()
@@ -172,7 +173,8 @@ def _corrections(stop: Stop) -> Iterator[_Correction]:
 
 def _of_odd_letters(stop: Stop) -> Iterator[_Correction]:
     """Yield corrections of characters that the language does not use."""
-    token, first = str(stop.token), stop.column
+    token = str(stop.token)
+    first = stop.column
     last = first + len(token)
     plain = normalize("NFKD", token).translate(_LOOKALIKES)
     latin = "".join(letter for letter in plain if not combining(letter))
@@ -192,7 +194,8 @@ def _of_odd_letters(stop: Stop) -> Iterator[_Correction]:
 
 def _of_numbers(stop: Stop) -> Iterator[_Correction]:
     """Yield corrections of a number that is run together with a name."""
-    token, first = str(stop.token), stop.column
+    token = str(stop.token)
+    first = stop.column
     last = first + len(token)
     if not (token[0].isascii() and token[0].isdigit()):
         return
@@ -223,7 +226,8 @@ def _of_percent(stop: Stop) -> Iterator[_Correction]:
 
 def _of_signs(stop: Stop) -> Iterator[_Correction]:
     """Yield other signs in place of a sign, and nothing."""
-    token, first = str(stop.token), stop.column
+    token = str(stop.token)
+    first = stop.column
     last = first + len(token)
     signs = ["==" if token == "=" else "="]
     # An operator means something, and the bracket may be missing that another one closes.
@@ -238,7 +242,8 @@ def _of_signs(stop: Stop) -> Iterator[_Correction]:
 
 def _of_lists(stop: Stop) -> Iterator[_Correction]:
     """Yield a comma or the one word that may stand before the token."""
-    token, before = stop.token, stop.before
+    token = stop.token
+    before = stop.before
     last = stop.column + len(token)
     listable = ["NAME", "STRING", "KIND", "PARENT", "PATH"]
     if before is not None and before.type == "INT":
@@ -264,7 +269,8 @@ def _of_brackets(stop: Stop) -> Iterator[_Correction]:
 
 def _of_words(stop: Stop) -> Iterator[_Correction]:
     """Yield corrections of a word that is misspelt or of another program."""
-    token, first = str(stop.token), stop.column
+    token = str(stop.token)
+    first = stop.column
     last = first + len(token)
     rest = stop.line[last:]
     bare = re.sub(r"[\"'\[\](){}]", "", re.sub(r"^\s*[=:]\s*", " ", rest))

@@ -154,6 +154,7 @@ def edited(where: SourceMap, edits: Iterable[Edit]) -> str | None:
     for edit in sorted(edits, key=lambda edit: -edit.span.start):
         if where.source_of(edit.span) is not source:
             return None
-        start, end = edit.span.start - source.start, edit.span.end - source.start
+        start = edit.span.start - source.start
+        end = edit.span.end - source.start
         text = text[:start] + edit.text + text[end:]
     return text

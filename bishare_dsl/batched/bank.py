@@ -61,7 +61,8 @@ class Bank:
         *,
         trains: bool = False,
     ) -> None:
-        self.kind, size = kind, rows * _count(kind.own)
+        self.kind = kind
+        size = rows * _count(kind.own)
         self.memory = torch.zeros(size + _count(kind.common), dtype=dtype, device=device)
         self.own = nn.Parameter(self.memory[:size].view(rows, size // rows), trains)
         self.common = nn.Parameter(self.memory[size:].unsqueeze(0), trains)
@@ -110,7 +111,8 @@ class Bank:
         They are views of the bank, or of one copy if these are not all its rows in order. Their gradients
         reach the bank as one tensor.
         """
-        index, every = numbers_on(self.own.device, rows), [*rows] == [*range(len(self.own))]
+        index = numbers_on(self.own.device, rows)
+        every = [*rows] == [*range(len(self.own))]
 
         def of_rows(tensor: Tensor) -> Tensor:
             return tensor if every else tensor.index_select(0, index.to(tensor.device))
@@ -239,7 +241,8 @@ class Slots:
         *,
         library: bool = False,
     ):
-        self.layout, self.slots = Layout(plan, library=library), slots
+        self.layout = Layout(plan, library=library)
+        self.slots = slots
         kind = Kind(self.layout.own, self.layout.common, {})
         self.bank = Bank(kind, slots + 1, self.layout.dtype(dtype), device)
         self.memory = self.bank.memory
@@ -299,9 +302,11 @@ class Slots:
         if (self.row[slots] == np.arange(len(slots))).all():
             return
         self.copies.clear()
-        row, slot_at = self.row.copy(), np.argsort(self.row)
+        row = self.row.copy()
+        slot_at = np.argsort(self.row)
         for place, slot in enumerate(slots):
-            other, old = slot_at[place], row[slot]
+            other = slot_at[place]
+            old = row[slot]
             slot_at[[place, old]] = slot, other
             row[[slot, other]] = place, old
         moved = np.flatnonzero(row != self.row)
@@ -323,7 +328,9 @@ def _count(shapes: Shapes) -> int:
 
 def _kind(members: Sequence[Mapping[str, Tensor]], shared: frozenset[str]) -> Kind:
     first = members[0]
-    own, common, frozen = dict[str, Any](), dict[str, Any](), dict[str, Tensor]()
+    own: dict[str, Any] = {}
+    common: dict[str, Any] = {}
+    frozen: dict[str, Tensor] = {}
     for name, tensor in first.items():
         if tensor.requires_grad:
             (common if name in shared else own)[name] = tuple(tensor.shape)

@@ -361,7 +361,8 @@ class Generate:
     """Wraps `generate` of a model, because beam search repeats each row of an open batch."""
 
     def __init__(self, batches: MixedBatches, own: Callable[..., Any] | None) -> None:
-        self.batches, self.own = batches, own
+        self.batches = batches
+        self.own = own
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         model: Any = self.batches.model
@@ -442,7 +443,8 @@ class _MemberTensors:
 
     def __init__(self, plan: Plan, members: Sequence[Member | None]) -> None:
         of_plan = {i: m for i, m in enumerate(members) if m and m.plan.digest == plan.digest}
-        self._count, self._places = len(members), [*of_plan]
+        self._count = len(members)
+        self._places = [*of_plan]
         self._views: Mapping[str, Tensor] = {}
         self._tensors: list[Mapping[str, Tensor]] = []
         held = [m.bank for m in of_plan.values() if m.bank is not None]

@@ -47,7 +47,8 @@ def run_experts(
         # The index after the last expert means no expert.
         own = torch.where(index < experts, index + experts * owners.unsqueeze(1), every)
         bound.arguments[name] = own
-        args, kwargs = bound.args[1:], bound.kwargs
+        args = bound.args[1:]
+        kwargs = bound.kwargs
     return experts_forward(
         module, factors, parts, args, kwargs, dropout_of(module), grouping.adapters
     )

@@ -116,7 +116,8 @@ class Step:
     """
 
     def __init__(self, bank: Slots, tokens: int):
-        self.bank, self._tokens = bank, tokens
+        self.bank = bank
+        self._tokens = tokens
         self.slots = torch.zeros(tokens, dtype=torch.int32, device=bank.memory.device)
         self.write([])
 
@@ -169,13 +170,18 @@ def group_tokens(bank: Slots, slots: Sequence[int]) -> Batch:
     owners = torch.from_numpy(bank.row[np.asarray(slots, int)])  # The last one is for no adapter.
     grouped = [[members[slot] for slot in group] for group in by_size.values()]
     order, places = arrange(grouped, len(slots))
-    groups, ranges, row, token = [], set[tuple[int, int]](), 0, 0
+    groups = []
+    ranges: set[tuple[int, int]] = set()
+    row = 0
+    token = 0
     for adapters in grouped:
         length = max(map(len, adapters))
-        rows, place = slice(row, row + len(adapters)), slice(token, token + len(adapters) * length)
+        rows = slice(row, row + len(adapters))
+        place = slice(token, token + len(adapters) * length)
         groups.append(Group(bank, rows, place, length))
         ranges.add((row, rows.stop))
-        row, token = rows.stop, place.stop
+        row = rows.stop
+        token = place.stop
     bank.keep_copies(ranges)
     start = order[0] if order else 0
     if order == list(range(start, start + len(order))):

@@ -60,12 +60,15 @@ class LayerTerms:
     """
 
     def __init__(self, bank: Slots, outputs: Sequence[Outputs], inputs: Tensor | None = None):
-        self.inputs, self._computed = inputs, bank.layout.computed
+        self.inputs = inputs
+        self._computed = bank.layout.computed
         outputs = sorted(outputs, key=lambda part: part.place.start)
-        plan, self._terms = bank.layout.plan, list[_Term]()
+        plan = bank.layout.plan
+        self._terms: list[_Term] = []
         of_site: list[range] = []
         for part in outputs:
-            width, first = bank.layout.width[part.path], len(self._terms)
+            width = bank.layout.width[part.path]
+            first = len(self._terms)
             self._terms += [
                 _Term(term, load_transform(term.transform, term.options), width)
                 for term in plan.terms_of[part.path]
@@ -81,7 +84,9 @@ class LayerTerms:
         ]
         # Factors at equal addresses, for two adapters, show which terms share an A.
         numbers: dict[object, int] = {}
-        self.downs, starts, of_term = list[int](), [0], list[int]()
+        self.downs: list[int] = []
+        starts = [0]
+        of_term: list[int] = []
         for i, (a, _) in enumerate(self.pairs(Group(bank, slice(0, 2), slice(0, 2), 1))):
             of_term.append(number := numbers.setdefault(_identity(a), len(numbers)))
             if number == len(self.downs):
@@ -117,7 +122,8 @@ class LayerTerms:
 
     def add(self, output: Tensor, x: Tensor, batch: Batch) -> None:
         """Add the adapters' updates for ``x (tokens, d_in)`` to ``output (tokens, d_out)``, in place."""
-        x, output = batch.read(x), part_of(output, 1, self._span)
+        x = batch.read(x)
+        output = part_of(output, 1, self._span)
         if self.inputs is not None:
             part = x
             x = part.new_zeros(len(part), self.width)
@@ -167,7 +173,9 @@ class LayerMagnitudes:
     """
 
     def __init__(self, bank: Slots, outputs: Sequence[Outputs], bias: Tensor | None):
-        self._bank, self._outputs, self._bias = bank, outputs, bias
+        self._bank = bank
+        self._outputs = outputs
+        self._bias = bias
 
     def apply(self, output: Tensor, rows: Tensor) -> None:
         """Scale ``output (tokens, d_out)`` in place, by the adapters in these rows of the bank."""

@@ -17,7 +17,8 @@ class ReadRows(Pass):
     """
 
     def run(self, region: RegionGraphs) -> None:
-        graph, call = region.forward, region.factors_call()
+        graph = region.forward
+        call = region.factors_call()
         flags = graph.find_nodes(op="get_attr", target=DROPOUT_ACTIVE)
         for node, read in ((call, factors_of), *((node, dropout_of) for node in flags)):
             with graph.inserting_before(node):

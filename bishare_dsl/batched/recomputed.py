@@ -28,7 +28,8 @@ class Recomputed:
     """
 
     def __init__(self, make: Make, sources: Sequence[Tensor]) -> None:
-        self.make, self._sources = make, sources
+        self.make = make
+        self._sources = sources
         self._made: tuple[Sequence[Tensor], tuple[Factor, ...]] | None = None
         self._kinds: tuple[Factor, ...] = ()
 
@@ -92,7 +93,8 @@ class _Factors(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        sources, recomputed = ctx.saved_tensors, ctx.recomputed
+        sources = ctx.saved_tensors
+        recomputed = ctx.recomputed
         if torch.is_grad_enabled():
             return None, *gradients_with_history(
                 lambda *s: [t for f in recomputed.make(s) for t in tensors_of(f)],

@@ -84,7 +84,8 @@ class _Compiled:
         self.stack: tuple[RowBatch, ...] = ()
 
 
-_eager, _compiled = _Eager(), _Compiled()
+_eager = _Eager()
+_compiled = _Compiled()
 
 
 def open_batches() -> tuple[RowBatch, ...]:

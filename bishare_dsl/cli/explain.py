@@ -20,10 +20,12 @@ def command(report: Report, code: str) -> None:
     from bishare_dsl.diagnostics.codes import usage as codes
     from bishare_dsl.resources import error_index, error_page
 
-    all_codes, name = registry(), code.upper()
+    all_codes = registry()
+    name = code.upper()
     if name not in all_codes:
         raise CommandError(codes.UNKNOWN_CODE(code=code, help=nearest(name, all_codes)))
-    code_of, title = all_codes[name], error_index()[name][0]
+    code_of = all_codes[name]
+    title = error_index()[name][0]
     if (file := error_page(name)).is_file():
         page = file.read_text(encoding="utf-8").rstrip()
     else:

@@ -27,7 +27,8 @@ class LazyGroup(click.Group):
         **settings: object,
     ) -> None:
         super().__init__(**settings)  # type: ignore[arg-type]
-        self.lines, self.shared = lines, shared
+        self.lines = lines
+        self.shared = shared
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.lines)

@@ -114,7 +114,8 @@ def _show(folder: Path, report: Report) -> None:
 
 def _whereabouts(stored: StoredAdapter) -> dict[str, int]:
     """Count the parameters that the files hold, that the seed gives, and that the base's weights give."""
-    plan, config = stored.plan, stored.config
+    plan = stored.plan
+    config = stored.config
     random = sum(plan.tensor[name].size for name in config.ways("seed"))
     of_base = sum(plan.tensor[name].size for name in config.ways("base"))
     whole = sum(tensor.size for tensor in plan.tensors)

@@ -193,7 +193,8 @@ def command(
     budget = wanted(match, free, within)
     first = int(os.environ.get("RANK", "0")) == 0
     if not first:
-        report.quiet, report.as_json = True, False
+        report.quiet = True
+        report.as_json = False
     # TRL reports each run to its developers. Switch that off before any part of it is imported.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from bishare_dsl.models import resolve

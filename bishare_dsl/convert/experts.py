@@ -92,7 +92,8 @@ class Stacked:
     ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
         """Yield the path of each map with its A ``(rank, d_in)`` and B ``(d_out, rank)``."""
         count = len(down) // rank
-        downs, ups = down.view(count, rank, -1), up.view(-1, rank, count).permute(2, 1, 0)
+        downs = down.view(count, rank, -1)
+        ups = up.view(-1, rank, count).permute(2, 1, 0)
         if _other_way_round(self.maps[0]):
             downs, ups = ups, downs
         for weight in self.maps:

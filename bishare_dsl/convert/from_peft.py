@@ -307,7 +307,8 @@ def _check_shapes(
 
 def _unlike(source: _Source, factors: Mapping[str, object]) -> Iterator[Problem]:
     """Find modules that PEFT adapts and that have no factors (BS609), and factors that it drops (BS656)."""
-    config, sites = source.config, source.architecture.every_site
+    config = source.config
+    sites = source.architecture.every_site
     # PEFT renames targets in families whose experts are one parameter.
     if config.target_parameters or any(site.expert is not None for site in sites):
         return
@@ -413,7 +414,8 @@ def compare(
             norms[path] = 0.0, 0.0
             continue
         difference = _difference(adapter, lora, site, maps)
-        norm, apart = difference.norm, difference.apart
+        norm = difference.norm
+        apart = difference.apart
         # Also if it is not a number.
         if not apart <= (bound + _FLOAT32_TOLERANCE) * (norm or 1) + difference.rounding:
             relative = apart / norm if norm else apart

@@ -179,7 +179,8 @@ def _write_origin(writer: Any, name: str, origin: Origin) -> None:
     for key in ("license", "license_name", "license_link"):
         setattr(metadata, key, fields.get(key) if isinstance(fields.get(key), str) else None)
     lists = {k: [v] if isinstance(v, str) else v for k, v in fields.items()}
-    metadata.tags, metadata.languages = lists.get("tags"), lists.get("language")
+    metadata.tags = lists.get("tags")
+    metadata.languages = lists.get("language")
     metadata.datasets = [{"name": name} for name in lists.get("datasets", ())]
     named = {"name": "base_model_name_or_path", "version": "revision"}
     metadata.base_models = [{key: fields[field] for key, field in named.items() if field in fields}]

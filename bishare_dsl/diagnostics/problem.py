@@ -138,5 +138,6 @@ def _distance(one: str, other: str) -> int:
             row.append(min(before[j - 1] + (letter != wanted), before[j] + 1, row[-1] + 1))
             if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == wanted:
                 row[-1] = min(row[-1], last[j - 2] + 1)
-        last, before = before, row
+        last = before
+        before = row
     return before[-1]

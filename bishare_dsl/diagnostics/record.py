@@ -19,7 +19,8 @@ class Record:
     def __init_subclass__(cls, *, frozen: bool = True, eq: bool = True) -> None:
         dataclass(repr=False, eq=False)(cls)
         if not eq:
-            cls.__eq__, cls.__hash__ = object.__eq__, object.__hash__  # type: ignore[method-assign]
+            cls.__eq__ = object.__eq__  # type: ignore[method-assign]
+            cls.__hash__ = object.__hash__  # type: ignore[method-assign]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, type(self)) and self._values() == other._values()

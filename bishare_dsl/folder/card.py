@@ -100,7 +100,8 @@ def _method(plan: Plan) -> Iterator[str]:
     shared = {pool.tensor for pool in plan.pools if len(pool.members) > 1}
     for share in dict.fromkeys(term.share for term in plan.terms):
         terms = [term for term in plan.terms if term.share == share]
-        rank, via = max(term.rank for term in terms), terms[0].transform
+        rank = max(term.rank for term in terms)
+        via = terms[0].transform
         used = {name for term in terms for name in term.tensors.values()}
         tensors = f"{len(used)} tensors, {len(used & shared)} of them used by several modules"
         yield f"- `{share}`: `{via}` of rank {rank} at {len(terms)} modules, with {tensors}"

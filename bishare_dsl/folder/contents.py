@@ -273,7 +273,8 @@ def tensor_problems(stacks: Mapping[str, Stack], entries: Entries) -> Iterator[P
         if key not in entries:
             yield codes.MISSING_TENSOR(name=name)
             continue
-        shape, dtype = tuple(entries[key]["shape"]), entries[key]["dtype"]
+        shape = tuple(entries[key]["shape"])
+        dtype = entries[key]["dtype"]
         if shape != stack.shape:
             yield codes.WRONG_SHAPE(name=name, found=shape, expected=stack.shape)
         if dtype not in FLOATS:

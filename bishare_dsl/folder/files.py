@@ -155,7 +155,8 @@ def save_library(
     from bishare_dsl.folder.stored import pack
 
     check_members(adapters)
-    first, common = next(iter(adapters.values())), common_keys(plan)
+    first = next(iter(adapters.values()))
+    common = common_keys(plan)
     packed = pack(plan, first, spec_text, seed=seed, **how)
     shared = {key: value for key, value in packed.tensors.items() if attribute_in(key) in common}
     config = packed.config.model_copy(update={"adapters": {}})
@@ -320,8 +321,10 @@ def _add_members(
     from bishare_dsl.folder.stored import pack
 
     path = place_of(library.folder)[0] / CONFIG
-    config, plan = library.config, library.plan
-    common, shared = common_keys(plan, alone=config.alone), library.common
+    config = library.config
+    plan = library.plan
+    common = common_keys(plan, alone=config.alone)
+    shared = library.common
     contents: dict[str, bytes] = {}
     problems: list[Problem] = []
     for name, tensors in adapters.items():
@@ -467,7 +470,8 @@ def read_members(library: str | os.PathLike[str], names: Iterable[str]) -> Itera
     """Read and check adapters of a library by name, and what they share once. Errors as `read_adapter`."""
     place, (first, *others) = Path(library), names
     yield (read := read_adapter(f"{place}#{first}"))
-    config, common = read.config, read.common
+    config = read.config
+    common = read.common
     for name in others:
         [(file, digest)] = own_of(place, name, config.adapters or {}).items()
         with reading(place / file):
@@ -518,7 +522,8 @@ def _read_files(folder: Path, name: str | None) -> tuple[AdapterConfig, Entries]
     while True:
         config = _config_of(folder, CONFIG)
         wanted = {TENSORS: config.tensors, **own_of(folder, name, config.adapters or {})}
-        read_entries, wrong = Entries(), []
+        read_entries = Entries()
+        wrong = []
         for file in wanted:
             content = _content(folder, file, _most(config))
             with reading(folder / file):
@@ -559,7 +564,8 @@ def _most(config: AdapterConfig) -> int:
 
 def _not_an_adapter(folder: Path) -> Problem:
     if not folder.is_dir():
-        own, above = f"{MEMBERS}/{glob.escape(folder.stem)}.safetensors", folder.parent
+        own = f"{MEMBERS}/{glob.escape(folder.stem)}.safetensors"
+        above = folder.parent
         for file in (*above.glob(own), *above.glob(f"*/{own}"), *above.parent.glob(own)):
             help = f"did you mean `{file.parents[1]}#{folder.stem}`?"
             return codes.NO_SUCH_FOLDER(folder=folder, help=help)

@@ -129,7 +129,8 @@ def base_changes(saved: Fingerprint | None, present: Fingerprint | None) -> list
     """Warn if an adapter was saved on another base, as far as both bases are known (BS620)."""
     if saved is None or present is None:
         return []
-    far, tokenizers = difference(saved, present), {saved.tokenizer, present.tokenizer} - {None}
+    far = difference(saved, present)
+    tokenizers = {saved.tokenizer, present.tokenizer} - {None}
     what = [f"its weights are {far:.1g} apart"] if far else []
     what += ["its tokenizer has other tokens"] if len(tokenizers) > 1 else []
     return [codes.OTHER_FINGERPRINT(what=", and ".join(what))] if what else []
@@ -146,7 +147,8 @@ def difference(saved: Fingerprint, present: Fingerprint) -> float:
     allowed = {"linear": _QUANTISED.get(few, rounding), "embedding": rounding, "norms": rounding}
     apart = [0.0]
     for group, most in allowed.items():
-        one, other = getattr(saved, group), getattr(present, group)
+        one = getattr(saved, group)
+        other = getattr(present, group)
         far = math.dist(one, other) / (math.hypot(*one) or 1.0) if len(one) == len(other) else 0.0
         apart.append(far if far > most else 0.0)
     return max(apart)
@@ -210,10 +212,12 @@ def find_reproduced(
     """
     from bishare_dsl.initial.singular import fitted
 
-    marked, stored = {}, fitted(plan)
+    marked = {}
+    stored = fitted(plan)
     frozen = [t for t in plan.tensors if t.name in reproduced and not t.trainable]
     for name in (t.name for t in frozen if (t.like or t.name) not in stored):
-        marks, value = marks_of(tensors[name]), tensors[name].cpu().double()
+        marks = marks_of(tensors[name])
+        value = tensors[name].cpu().double()
         with suppress(AdapterError):
             apart = _restored(name, reproduced[name], marks).cpu() - value
             if apart.norm() <= _SUM_TOLERANCE / 10 * value.norm():

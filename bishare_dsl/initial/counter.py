@@ -28,7 +28,8 @@ def distribution(tensor: Tensor) -> dict[str, Any]:
     ``constant``: its value; ``uniform``: its bounds; ``normal``: its standard deviation; ``choice``: the
     exclusive upper bound.
     """
-    a, n = tensor.amount, tensor.fan_in
+    a = tensor.amount
+    n = tensor.fan_in
     bound = 1.0 / math.sqrt(n)
     known: dict[str, dict[str, Any]] = {
         "zeros": {"constant": 0.0},
@@ -101,7 +102,8 @@ def normal_quantiles(even: ndarray) -> ndarray:
     [tails] = np.nonzero(np.abs(q) > 0.425)
     mantissa, exponent = np.frexp(np.minimum(even[tails], 1.0 - even[tails]))
     s = (mantissa - 1.0) / (mantissa + 1.0)
-    squares, series = s * s, np.full_like(s, 1.0 / 21.0)
+    squares = s * s
+    series = np.full_like(s, 1.0 / 21.0)
     for odd in range(19, 0, -2):
         series = series * squares + 1.0 / odd
     logs = -exponent * 0.6931471805599453 - 2.0 * s * series  # of the reciprocal tail probability

@@ -101,15 +101,19 @@ class _Starts:
     """Computes initial values, and stores them for factors fitted to them."""
 
     def __init__(self, plan: Plan, model: nn.Module, dtype: torch.dtype):
-        self.plan, self.maps, self.dtype = plan, linear_maps(model), dtype
+        self.plan = plan
+        self.maps = linear_maps(model)
+        self.dtype = dtype
         self.fitted = fitted(plan)
         self.values_of: dict[str, torch.Tensor] = {}
         self._last: tuple[object, Directions] | None = None  # A and B of a site follow each other.
 
     def make(self, pool: Pool) -> torch.Tensor:
         """Compute the tensor of a pool; call this for pools with several members first."""
-        tensor, path = self.plan.tensor[pool.tensor], pool.members[0]
-        is_down, bottom = pool.role == "A", tensor.init.endswith("_bottom")
+        tensor = self.plan.tensor[pool.tensor]
+        path = pool.members[0]
+        is_down = pool.role == "A"
+        bottom = tensor.init.endswith("_bottom")
         if len(pool.members) > 1:
             read = (self._weight(path) for path in pool.members)
             stacked = _stack(w if is_down else w.T for w in read)

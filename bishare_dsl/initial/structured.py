@@ -22,7 +22,8 @@ def orthogonal(rows: int, columns: int, seed: int | str, name: str) -> ndarray:
     """Return a random matrix with orthonormal rows, or columns if it has fewer of them."""
     import numpy as np
 
-    count, length = min(rows, columns), max(rows, columns)
+    count = min(rows, columns)
+    length = max(rows, columns)
     random = normal_quantiles(uniform(philox_of(seed, name), count * length))
     vectors = random.reshape(count, length)
     for i in range(count):
@@ -83,7 +84,8 @@ def sparse(rows: int, columns: int, fraction: float, seed: int | str, name: str)
 
     numbers = uniform(philox_of(seed, name), rows * columns).reshape(rows, columns)
     value = 1.0 / math.sqrt(fraction * columns)
-    positive, negative = numbers < fraction / 2, numbers >= 1 - fraction / 2
+    positive = numbers < fraction / 2
+    negative = numbers >= 1 - fraction / 2
     values: ndarray = value * (positive.astype(np.float64) - negative)
     return values
 

@@ -112,7 +112,8 @@ class Engine:
         check_outside("the model", plan)
         rows = {path: plan.rows(path) for path in plan.terms_of}
         site = max(rows, key=lambda path: rows[path])
-        self.rank, limit = 1 if self._compact else rows[site], info["lora_config"]["max_lora_rank"]
+        self.rank = 1 if self._compact else rows[site]
+        limit = info["lora_config"]["max_lora_rank"]
         if self.rank > limit:
             raise AdapterError(codes.RANK_OVER_LIMIT(rank=self.rank, site=site, limit=limit))
 
@@ -176,7 +177,8 @@ class Published(VLLMGeneration):  # type: ignore[misc]
         self._folder = Path(trainer.args.output_dir, "adapter-sync").resolve()
         # A server may still have the names of an earlier run. All processes use one name.
         (self._run,) = broadcast_object_list([_new_name()])
-        self.version, self._names = 0, list[str]()
+        self.version = 0
+        self._names: list[str] = []
         host = f"http://{settings['server_host']}:{settings['server_port']}"
         url = (settings["server_base_url"] or host).rstrip("/")
         urls: Sequence[str] = trainer.sync_servers or [url]
@@ -258,7 +260,8 @@ class _Sync:
     replaces = "VLLMGeneration"
 
     def __init__(self, *given: Any, **settings: Any) -> None:
-        module, make = _module_with(type(self), self.replaces), partial(Published, self)
+        module = _module_with(type(self), self.replaces)
+        make = partial(Published, self)
         with patch.object(module, self.replaces, make):
             super().__init__(*given, **settings)
 
@@ -273,11 +276,14 @@ class _AsyncSync:
 
     def _init_lora_sync(self, model: Any) -> Any:
         """Return the engine, which TRL sends to all processes and takes for a yes."""
-        args, client = self.args, self.vllm_client  # type: ignore[attr-defined]
+        args = self.args  # type: ignore[attr-defined]
+        client = self.vllm_client  # type: ignore[attr-defined]
         client.wait_for_server_ready()
         engine = Engine(model, client.get_server_info(), Server(args.vllm_server_base_url))
-        self._lora_name, config = _new_name(), LoraConfig(r=engine.rank)
-        module, name = _module_with(type(self), self.replaces), "validate_lora_for_vllm_sync"
+        self._lora_name = _new_name()
+        config = LoraConfig(r=engine.rank)
+        module = _module_with(type(self), self.replaces)
+        name = "validate_lora_for_vllm_sync"
         with patch.object(module, name, lambda _: config):
             super()._init_lora_sync(model)  # type: ignore[misc]
         return engine

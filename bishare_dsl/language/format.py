@@ -105,7 +105,9 @@ def _words(syntax: Syntax) -> list[_Word]:
         close = joins or start in closing or (token == "(" and named)
         close = close or (token in _TIGHT_BEFORE and start not in opening)
         words.append(_Word(str(token), "" if close else " ", start, blank, comments, []))
-        comments, same_line, blank = [], True, False
+        comments = []
+        same_line = True
+        blank = False
         joins = (token in _TIGHT_AFTER and span_of(token).end not in ended) or start in tight
         named = token.type in ("NAME", "STRING") and token not in IN_EXPRESSIONS
     return words
@@ -194,7 +196,8 @@ def _block(statement: Statement, words: list[_Word]) -> _Block:
     bounds = [*(part.start for part in parts), statement.end]
     cuts = [bisect_left(words, bound, key=lambda word: word.start) for bound in bounds]
     first = words[cuts[0]]
-    before, first.before = first.before, []
+    before = first.before
+    first.before = []
     pieces = [
         _piece(part.words, words[cuts[i] : cuts[i + 1]], level=min(i, 1))
         for i, part in enumerate(parts)

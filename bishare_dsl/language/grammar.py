@@ -74,8 +74,11 @@ class Word(Token):
     def __new__(cls, kind: str, text: str, start: int, line: int, column: int, *ends: Any) -> Self:
         """Create a token from its kind and text, and Lark's six numbers that say where it stands."""
         word = str.__new__(cls, text)
-        word.type, word.value = kind, text
-        word.start_pos, word.line, word.column = start, line, column
+        word.type = kind
+        word.value = text
+        word.start_pos = start
+        word.line = line
+        word.column = column
         word.end_line, word.end_column, word.end_pos = ends
         return word
 
@@ -124,9 +127,13 @@ def _pattern() -> re.Pattern[str]:
 
 def lex(text: str, *, everything: bool = False) -> Iterator[Token]:
     """Yield the tokens of a text. White space, comments and invalid text only with ``everything``."""
-    line, line_start, keywords = 1, 0, words()
+    line = 1
+    line_start = 0
+    keywords = words()
     for match in _pattern().finditer(text):
-        kind, word, start = match.lastgroup or "", match.group(), match.start()
+        kind = match.lastgroup or ""
+        word = match.group()
+        start = match.start()
         if kind == "NAME" and word not in CONTEXTUAL:
             kind = keywords.get(word, kind)
         if everything or kind not in ("SPACE", "COMMENT", BAD):

@@ -149,7 +149,8 @@ class _Parts(Transformer[Token, _Part]):
 def _settings(clauses: Iterable[Statement]) -> dict[str, _Part]:
     fields: dict[str, _Part] = {}
     for clause in clauses:
-        part, name = _Parts().transform(clause.words), str(clause.keyword)
+        part = _Parts().transform(clause.words)
+        name = str(clause.keyword)
         if clause.role is not None:
             part.parts = {**part.parts, "name": _Part(clause.role, span_of(clause.name_token))}
             name = "references" if clause.words.data == "role_is" else "keys"

@@ -197,7 +197,9 @@ class _Parser:
     """Read the statements and clauses of a text, each with a separate parser of Lark."""
 
     def __init__(self, source: Source, tokens: list[Token], problems: Problems) -> None:
-        self.source, self.tokens, self.problems = source, tokens, problems
+        self.source = source
+        self.tokens = tokens
+        self.problems = problems
         self.statements: list[Statement] = []
         # The statement being read, its first token, and the number of open brackets.
         self.parser: Reading | None = None
@@ -252,7 +254,8 @@ class _Parser:
                 return False
         if self.parser is None:
             self.parser = Reading()
-            self.first, self.open = position, 0
+            self.first = position
+            self.open = 0
             if token.type in STATEMENT_KINDS:
                 named = self.tokens[position + (token.type == "REPLACE")]
                 takes = {"SHARE": CLAUSE_KINDS, "MAGNITUDE": MAGNITUDE_KINDS}
@@ -270,7 +273,8 @@ class _Parser:
         token = self.tokens[position]
         if token not in CONTEXTUAL or token.type not in ("NAME", BAD) or self.parser is None:
             return
-        kind, kinds = words()[str(token)], self.parser.accepts()
+        kind = words()[str(token)]
+        kinds = self.parser.accepts()
         # After `via` the name of a transform can stand, too.
         places = token == "between" and self.tokens[position + 1].type in ("NAME", "STRING")
         # After `kind` in a key, a pattern can stand, too.
@@ -283,7 +287,8 @@ class _Parser:
     def begins(self, position: int) -> bool:
         """Return whether a token begins a statement or clause here: by its kind, as a role with a key or
         a reference, or as the word `plain`, which elsewhere is a name."""
-        token, kind = self.tokens[position], self.tokens[position].type
+        token = self.tokens[position]
+        kind = token.type
         if kind in ("NAME", "STRING"):
             keyed = "RANK" in self.starters and self.gives_tensor(position)
             if "PLAIN" in self.starters and token == "plain":
@@ -302,7 +307,8 @@ class _Parser:
         after = position + (self.tokens[position].type == "MODULO")
         if self.tokens[after].type not in ("RANK", "ALPHA"):
             return False
-        previous, following = self.tokens[after - 1].type, self.tokens[after + 1].type
+        previous = self.tokens[after - 1].type
+        following = self.tokens[after + 1].type
         return previous in ("DOTS", "MODULO") and following in _BEGIN_VALUE
 
     def ends_key(self, position: int) -> bool:
@@ -331,7 +337,8 @@ class _Parser:
             self.report_depth(deep)
             return
         replaces = tree.data == "replace"
-        start, end = span_of(tokens[0]).start, span_of(tokens[-1]).end
+        start = span_of(tokens[0]).start
+        end = span_of(tokens[-1]).end
         words = cast(Words, tree.children[0]) if replaces else tree
         first = tokens[replaces]
         keyed = tree.data in ("role_per", "role_is")
@@ -354,7 +361,8 @@ class _Parser:
 
     def recover(self, position: int) -> int:
         """Report the token at ``position``, correct or skip it, and return the next position."""
-        token, span = self.tokens[position], span_of(self.tokens[position])
+        token = self.tokens[position]
+        span = span_of(token)
         if self.open > MAX_DEPTH:
             self.report_depth(span)
             return self.skip(position)
@@ -376,12 +384,15 @@ class _Parser:
         before = self.tokens[position - 1] if position else None
         what = found(token)
         if before is not None and self.is_cut_off(position, allowed):
-            token, span, what = before, span_of(before), "the end of the line"
+            token = before
+            span = span_of(token)
+            what = "the end of the line"
         if token.type == BAD:
             problem = _unreadable(token, stop)
         else:
             if stop.opened is not None:
-                span, what = span_of(stop.opened), f"`{stop.opened}` without an end"
+                span = span_of(stop.opened)
+                what = f"`{stop.opened}` without an end"
             kinds = expected(allowed)
             problem = codes.UNEXPECTED(span=span, expected=kinds, found=what, fact=stop)
         self.report(token, problem)
@@ -389,7 +400,8 @@ class _Parser:
 
     def stop(self, position: int, allowed: Set[str]) -> Stop:
         """Describe a token at which reading stopped, or the end of the line before it."""
-        token, text = self.tokens[position], self.source.text
+        token = self.tokens[position]
+        text = self.source.text
         before = self.tokens[position - 1] if position else None
         offset = span_of(token).start - self.source.start
         kind = token.type
@@ -422,13 +434,15 @@ class _Parser:
 
     def is_cut_off(self, position: int, allowed: Set[str]) -> bool:
         """Return whether an incomplete statement ends because a token begins something new."""
-        token, before = self.tokens[position], self.tokens[position - 1]
+        token = self.tokens[position]
+        before = self.tokens[position - 1]
         begins = token.type in STATEMENT_KINDS | CLAUSE_KINDS and token.line != before.line
         return self.parser is not None and END not in allowed and (begins or token.type == END)
 
     def is_name(self, position: int, allowed: Set[str]) -> bool:
         """Return whether a keyword is meant as a name, and not a name missing before it."""
-        previous, token = self.tokens[position - 1], self.tokens[position]
+        previous = self.tokens[position - 1]
+        token = self.tokens[position]
         if not is_keyword(token) or token == "else" or {"NAME", "INT"} & allowed != {"NAME"}:
             return False
         if previous.type in ("FREEZE", "COMMA") and token.type in CLAUSE_KINDS:
@@ -447,7 +461,8 @@ class _Parser:
         broken = self.parser is not None and not self.ends(position)
         if broken and self.tokens[self.first].type in STATEMENT_KINDS:
             self.starters = STATEMENT_KINDS  # A clause must follow a statement that could be read.
-        self.parser, self.open = None, 0
+        self.parser = None
+        self.open = 0
         last = self.statements[-1].keyword if self.statements else None
         if last == "use" and last.line == self.tokens[position].line:
             self.statements.pop()  # Its name is not what stands there.
@@ -505,7 +520,8 @@ def _check_word(before: Token, token: Token, problems: Problems) -> None:
 
 def _unreadable(token: Token, stop: Stop) -> Problem:
     """Return the problem of a token that is no word of the language."""
-    text, span = str(token), span_of(token)
+    text = str(token)
+    span = span_of(token)
     if text[0] == '"':
         return codes.UNCLOSED_QUOTE(span=span, fact=stop)
     if text[0].isascii() and text[0].isdigit():

@@ -253,7 +253,8 @@ def _check_tree(tree: Words) -> Iterator[Problem]:
         parts = cast(list[Words], tree.children)
         yield from _twice([(f"{what} `{unquoted(first_token(p))}`", p) for p in parts])
     elif tree.data == "call":
-        name, arguments = first_token(tree), cast(Words, tree.children[1])
+        name = first_token(tree)
+        arguments = cast(Words, tree.children[1])
         if name not in (*FUNCTIONS, SPARSE):
             why = "is not a function"
             fact = UnknownName(str(name), "function", frozenset(FUNCTIONS))

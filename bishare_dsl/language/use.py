@@ -101,7 +101,8 @@ class Reader:
         Raises:
             SpecError: the file is missing, must not be read, or is not a spec.
         """
-        span, name = span_of(use.name_token), use.name
+        span = span_of(use.name_token)
+        name = use.name
         left = MAX_BYTES - self._size
         try:
             path = self._find(use, folder)
@@ -125,7 +126,8 @@ class Reader:
         try:
             source = decode(content, str(path), self._sources[-1].end + 1, span)
         except SpecError as error:
-            source, broken = cast(SourceMap, error.where).source, error
+            source = cast(SourceMap, error.where).source
+            broken = error
         if not _HEADER.match(source.text):
             raise SpecError(codes.NOT_A_SPEC(name=name, span=span))
         if broken:
@@ -140,7 +142,9 @@ class Reader:
         Raises:
             SpecError: the file is missing, or outside of the allowed folders after following links.
         """
-        name, span, shipped = use.name, span_of(use.name_token), shipped_specs()
+        name = use.name
+        span = span_of(use.name_token)
+        shipped = shipped_specs()
         path = folder / name
         real = Path(realpath(path))
         allowed = self._allow_use or real.is_relative_to(self._root)
@@ -165,7 +169,8 @@ class Joiner:
     """Join the statements of a file and its used files. Conflicts go to ``problems``."""
 
     def __init__(self, problems: Problems, where: SourceMap) -> None:
-        self.problems, self.where = problems, where
+        self.problems = problems
+        self.where = where
         self._joined: dict[File, list[Statement]] = {}
 
     def whole(self, file: File) -> list[Statement]:
@@ -218,7 +223,8 @@ class Joiner:
             if _overrides(part):
                 parts.append(_with_used_inits(part, inherited))
                 continue
-            what, span = _what(part), part.head
+            what = _what(part)
+            span = part.head
             if not part.replaces:
                 parts.append(part)
                 if inherited:

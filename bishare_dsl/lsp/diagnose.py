@@ -28,7 +28,8 @@ def diagnostics(document: Document) -> list[lsp.Diagnostic]:
 
 def diagnostic(document: Document, problem: Problem) -> lsp.Diagnostic:
     """Convert one problem of a document."""
-    where, span = document.survey.where, document.place(problem)
+    where = document.survey.where
+    span = document.place(problem)
     related = None
     if uses := where.uses(span):
         elsewhere = Positions(where.source_of(span), document.unit)

@@ -38,7 +38,8 @@ class Positions:
         lines = self.source.text.split("\n")
         if position.line >= len(lines):
             return self.source.start + len(self.source.text)
-        line, width = lines[position.line], _WIDTHS[self.unit]
+        line = lines[position.line]
+        width = _WIDTHS[self.unit]
         column = counted = 0
         while column < len(line) and counted < position.character:
             counted += width(line[column])

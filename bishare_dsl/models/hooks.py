@@ -138,7 +138,8 @@ class Recompute:
     def __init__(
         self, function: Any, block: Callable[[], AbstractContextManager[None] | None]
     ) -> None:
-        self.function, self.block = function, block
+        self.function = function
+        self.block = block
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if (block := self.block()) is None:

@@ -232,7 +232,9 @@ class Architecture(Data):
                 for block, part in group
                 if block
             ]
-            path, number, last = place[0], int(place[1]), runs[-1] if runs else {}
+            path = place[0]
+            number = int(place[1])
+            last = runs[-1] if runs else {}
             equal = (last.get("blocks"), last.get(what)) == (path, inside)
             if equal and last["first"] + last["count"] == number:
                 last["count"] += 1

@@ -129,9 +129,11 @@ class Weight:
 
     def _probe_with_identity(self) -> Iterator[Any]:
         """Yield the layer's outputs for unit vectors, which are its weight in any encoding."""
-        module, kind = self.module, _kind(self.module)
+        module = self.module
+        kind = _kind(module)
         held = next(iter([*module.parameters(), *module.buffers()]), None)
-        bias, training = getattr(module, "bias", None), module.training
+        bias = getattr(module, "bias", None)
+        training = module.training
         module.training = True  # In eval mode bitsandbytes repacks four bits, with rounding.
         try:
             for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
@@ -181,7 +183,8 @@ def row_norms(layer: nn.Module) -> torch.Tensor:
     Raises:
         AdapterError: it is quantised, and cannot be dequantised (BS623).
     """
-    weight, across = _plain_weight(layer), 0 if _is_conv1d(layer) else 1
+    weight = _plain_weight(layer)
+    across = 0 if _is_conv1d(layer) else 1
     if weight is None:
         (linear,), across = weights_in(_kind(layer).__name__, layer), 1
         weight = linear.values()
@@ -254,7 +257,8 @@ def _experts(path: str, module: nn.Module) -> Iterator[Weight]:
         for parameter, shape in shapes.items():
             d_in, height = shape[1:] if transposed else reversed(shape[1:])
             names = _EXPERTS[parameter]
-            d_out, turns = height // len(names), len(names)
+            d_out = height // len(names)
+            turns = len(names)
             for i, name in enumerate(names):
                 site = f"{path}.{expert}.{name}"
                 rows = slice(i * d_out, (i + 1) * d_out) if concatenated else slice(i, None, turns)

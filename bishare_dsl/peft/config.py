@@ -172,7 +172,8 @@ class BishareConfig(PeftConfig):
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write ``adapter_config.json``, and replace PEFT's empty model card."""
-        folder, mapping = Path(save_directory), kwargs.get("auto_mapping_dict")
+        folder = Path(save_directory)
+        mapping = kwargs.get("auto_mapping_dict")
         tensors = folder / TENSORS
         if self.last_record is not None and tensors.is_file():
             _, beside = split_entries(entries_in(tensors.read_bytes()))

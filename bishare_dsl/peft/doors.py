@@ -85,7 +85,8 @@ def check_first(load: _Function) -> _Function:
             return load(*args, **kwargs)
         model: Any = arguments.get("model", args[0])
         name = arguments.get("adapter_name", "default")
-        where, config = arguments.get("kwargs", {}), arguments.get("config")
+        where = arguments.get("kwargs", {})
+        config = arguments.get("config")
         if (read := _read_for(arguments["model_id"], where, model, name, config)) is None:
             return load(*args, **kwargs)
 
@@ -132,7 +133,8 @@ def copy_config(method: _Function) -> _Function:
     @wraps(method)
     def copied(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)
-        model, config = bound.arguments.get("model", args[0]), bound.arguments["peft_config"]
+        model = bound.arguments.get("model", args[0])
+        config = bound.arguments["peft_config"]
         of_model = any(config is known for known in getattr(model, "peft_config", {}).values())
         if isinstance(config, BishareConfig) and not of_model:
             bound.arguments["peft_config"] = config = config.copy()
@@ -171,7 +173,8 @@ def fill_after(load: _Function, check_state: StateCheck) -> _Function:
     @wraps(load)
     def filled(model: Any, *args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(model, *args, **kwargs).arguments
-        config, state = bound.get("peft_config"), bound.get("adapter_state_dict")
+        config = bound.get("peft_config")
+        state = bound.get("adapter_state_dict")
         name = bound.get("adapter_name") or "default"
         settings = bound.get("load_config")
         named = getattr(settings, "pretrained_model_name_or_path", None)
@@ -180,7 +183,9 @@ def fill_after(load: _Function, check_state: StateCheck) -> _Function:
         where |= bound.get("adapter_kwargs") or {}
         read = _read_for(place, where, model, name, config) if state is None and place else None
         if read is not None:
-            config, plan, tensors = config or read.config, read.stored.plan, read.tensors
+            config = config or read.config
+            plan = read.stored.plan
+            tensors = read.tensors
             others = read.others
         elif state is not None and isinstance(config, BishareConfig):
             plan, tensors, others = check_state(config, model, state)

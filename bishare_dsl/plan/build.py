@@ -293,7 +293,10 @@ class _SharePlan:
     def __init__(
         self, spec_settings: SpecSettings, index: int, sites: Sites, short: Mapping[str, str]
     ):
-        self.spec_settings, self.index, self.sites, self.short = spec_settings, index, sites, short
+        self.spec_settings = spec_settings
+        self.index = index
+        self.sites = sites
+        self.short = short
         self.share: m.Share = spec_settings.spec.shares[index]
         self.loc: Loc = ("shares", index)
         self.tensors: list[Tensor] = []
@@ -366,7 +369,8 @@ class _SharePlan:
         for place in places:
             if (equivalent := first.setdefault((place.rank, place.width), place)) is place:
                 self._own(place)
-            place.rows, place.own = equivalent.rows, equivalent.own
+            place.rows = equivalent.rows
+            place.own = equivalent.own
         # The pooled roles of a transform do not depend on the rank.
         pooled = next(iter(resolved.values())).transform.pooled
         for role in dict.fromkeys((*pooled, *self.share.keys)):
@@ -405,10 +409,12 @@ class _SharePlan:
             EvaluationError: the key has no value at a site.
         """
         owner = owner_of(self.spec_settings.spec, self.index, role)
-        lender, reference = planned[owner.index], self.share.references[role]
+        lender = planned[owner.index]
+        reference = self.share.references[role]
         loc: Loc = (*self.loc, "references", role)
         if reference.key is not None:
-            key, loc = reference.key, (*loc, "key")
+            key = reference.key
+            loc = (*loc, "key")
         elif lender._places:
             transform = lender._places[0].resolved.transform
             key = key_of(lender.share, owner.role, transform)
@@ -434,7 +440,8 @@ class _SharePlan:
                 users.setdefault(name, []).append(place)
         text = tensor_text(reference.share, reference.role)
         if missing:
-            path, fact = missing[0].site.path, self._no_pool(missing)
+            path = missing[0].site.path
+            fact = self._no_pool(missing)
             raise self._not_the_tensor(role, text, path, why, loc, fact)
         tensors = {tensor.name: tensor for tensor in lender.tensors}
         for name, members in users.items():
@@ -463,7 +470,8 @@ class _SharePlan:
                 needed = f"{shape.rows} x {shape.columns}"
                 raise ValueError(f"the shape must be {needed}, and is {rows} x {columns}")
         except ValueError as error:
-            path, loc = members[0].site.path, (*self.loc, "references", role)
+            path = members[0].site.path
+            loc = (*self.loc, "references", role)
             raise self._not_the_tensor(role, tensor.name, path, str(error), loc) from error
 
     def _no_pool(self, missing: Collection[_TermSite]) -> NoPool:
@@ -474,7 +482,8 @@ class _SharePlan:
         layers = [site.layer for site in served if site.layer is not None]
         if not layers:
             return NoPool(self.index, None)
-        first, last = min(layers), max(layers)
+        first = min(layers)
+        last = max(layers)
         if not outside.isdisjoint((None, *range(first, last + 1))):
             return NoPool(self.index, None)
         return NoPool(self.index, (first, last))
@@ -554,7 +563,8 @@ class _SharePlan:
     def _groups(self, role: str, key: Key, places: Sequence[_TermSite]) -> _Groups:
         """Group the sites with a tensor of this role by the values of the key."""
         groups: _Groups = {}
-        loc, pooled = self._key_loc(role), role in places[0].resolved.transform.pooled
+        loc = self._key_loc(role)
+        pooled = role in places[0].resolved.transform.pooled
         # Roles with the same key share its values.
         values = self._values.get(key) or [
             tuple(key_value(scope, part, (*loc, i)) for i, part in enumerate(key))
@@ -568,7 +578,8 @@ class _SharePlan:
 
     def _towers(self, role: str, groups: _Groups) -> None:
         """Warn of a pool that joins a layer of one tower and the layer of that number in another."""
-        key, layer = self.share.key(role), m.Ref(ref="layer")
+        key = self.share.key(role)
+        layer = m.Ref(ref="layer")
         if layer not in key:
             return
         loc = (*self._key_loc(role), key.index(layer))
@@ -644,7 +655,8 @@ class _SharePlan:
         Raises:
             ValueError: the sites cannot share it.
         """
-        rank, transform = members[0].rank, members[0].resolved.transform
+        rank = members[0].rank
+        transform = members[0].resolved.transform
         if role not in transform.pooled:
             shape, *others = dict.fromkeys(place.own[role] for place in members)
             if others:
@@ -728,7 +740,9 @@ class _SharePlan:
 
     def _own(self, place: _TermSite) -> None:
         """Compute the shapes of a site's private tensors."""
-        rank, width, transform = place.rank, place.width, place.resolved.transform
+        rank = place.rank
+        width = place.width
+        transform = place.resolved.transform
         try:
             with guard(transform, "own", ValueError):
                 own = dict(transform.own(rank, width))
@@ -742,7 +756,8 @@ class _SharePlan:
 
     def _private(self, place: _TermSite) -> None:
         """Add the private tensors of a site."""
-        path, owner = place.site.path, _owner([place])
+        path = place.site.path
+        owner = _owner([place])
         for role, shape in place.own.items():
             if role in place.tensors or role in self.share.references:
                 continue
@@ -753,7 +768,8 @@ class _SharePlan:
 
     def _term(self, place: _TermSite) -> None:
         """Add a site's term."""
-        path, resolved = place.site.path, place.resolved
+        path = place.site.path
+        resolved = place.resolved
         self.terms.append(
             Term(
                 share=self.share.name,
@@ -782,7 +798,8 @@ class _SharePlan:
                     )
             tensors = {r: copies[n].name if n in copies else n for r, n in term.tensors.items()}
             # Without dropout, like the part of the base that it subtracts.
-            share, scale = start_name(term.share), -term.scale
+            share = start_name(term.share)
+            scale = -term.scale
             changed = {"share": share, "scale": scale, "dropout": 0.0, "tensors": tensors}
             self.terms.append(term.model_copy(update=changed))
         self.tensors += copies.values()
@@ -804,7 +821,9 @@ class _SharePlan:
     def _idle_arms(self, covered: Set[int]) -> Iterator[Problem]:
         """Find values of match arms that match none of the share's sites."""
         for mention in mentions(self.share, loc=self.loc):
-            subject, value, loc = mention.compared_with, mention.part, mention.loc
+            subject = mention.compared_with
+            value = mention.part
+            loc = mention.loc
             if mention.purpose != "arm" or mention.domain != "share" or subject is None:
                 continue
             if any(name in settings_read(loc) for name, _ in names_read(subject)):

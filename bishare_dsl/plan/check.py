@@ -48,7 +48,8 @@ def rank_of(rank: m.Expression, scope: Scope, loc: Loc) -> int:
         rank, loc = scope.result(rank, loc)
     value = scope.number(rank, loc)
     if value != int(value) or value < 0:
-        what, why = f"a rank{scope.where}", "it is a whole number, 0 or more"
+        what = f"a rank{scope.where}"
+        why = "it is a whole number, 0 or more"
         computed = value >= 1 and not isinstance(rank, int | float)
         fact = NotWhole(rank) if computed else None
         raise EvaluationError(codes.BAD_NUMBER(what=what, value=value, why=why, loc=loc, fact=fact))

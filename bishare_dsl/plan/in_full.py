@@ -57,7 +57,8 @@ def train(
             problems.append(codes.FRESH_HEAD(what=modules, size=size, loc=("train",)))
         chosen = [p for p in everything if p in chosen or p in fresh]
     short = [short_path(other.path) for other in chosen]
-    trained, tensors = [], []
+    trained = []
+    tensors = []
     for other, name in zip(chosen, short, strict=True):
         name = f"{TRAIN}.{name if short.count(name) == 1 else other.path}"
         shape = other.shape
@@ -82,7 +83,8 @@ def _selected(
     """Find the parameters that a selection selects. Each condition must match at least one."""
     others = sites.architecture.others
     places = SiteSets([_scope(sites, other) for other in others], spec.lets)
-    vocabulary, model = _vocabulary(sites, places), sites.architecture.name
+    vocabulary = _vocabulary(sites, places)
+    model = sites.architecture.name
     mentioned = list(mentions(selection, None, (TRAIN,), domain="parameters"))
     problems = [
         codes.TRAINS_SITE(kind=mention.part.ref, loc=mention.loc)

@@ -214,7 +214,8 @@ class Plan(Data):
         for term in self.terms:
             for role, name in term.tensors.items():
                 tensor = self.tensor[name]
-                place, owner = (term.share, role), (tensor.share, tensor.role)
+                place = (term.share, role)
+                owner = (tensor.share, tensor.role)
                 # A term that subtracts initial values uses the frozen tensors of its share.
                 if place != owner and tensor.like is None and term.share != start_name(owner[0]):
                     references[place] = owner

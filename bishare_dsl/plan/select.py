@@ -40,7 +40,8 @@ class Sites:
     """
 
     def __init__(self, spec: m.Spec, architecture: Architecture):
-        self.spec, self.architecture = spec, architecture
+        self.spec = spec
+        self.architecture = architecture
         self.params = spec.values
         self.lets = frozenset(let.name for let in spec.lets)
         self.layers: dict[str, int] = {}

@@ -246,7 +246,8 @@ class SpecSettings:
             SpecError: the owner has no such tensor, or one that cannot be in two places (BS215, BS232),
                 located in the share.
         """
-        share, lender = self.spec.shares[index], self.spec.shares[owner.index]
+        share = self.spec.shares[index]
+        lender = self.spec.shares[owner.index]
         reference = share.references[role]
         loc: Loc = ("references", role)
         text = tensor_text(reference.share, reference.role)
@@ -399,7 +400,8 @@ class SpecSettings:
         """Return the start of a tensor of which a fraction of the entries is not zero."""
         fraction = self._number(part, loc, 1, problems)
         if not 0 < fraction <= 1:
-            what, why = "the fraction of `sparse`", "it is a probability, above 0 and at most 1"
+            what = "the fraction of `sparse`"
+            why = "it is a probability, above 0 and at most 1"
             fact = NoProbability(fraction)
             problem = codes.BAD_NUMBER(what=what, value=fraction, why=why, loc=loc, fact=fact)
             problems.append(problem)
@@ -457,7 +459,8 @@ def check_names(scope: Scope, expression: object, loc: Loc, asked: Purpose = "nu
     """
     declared = {*scope.values, "none"}
     for mention in mentions(expression, asked, loc):
-        part, beside = mention.part, mention.compared_with
+        part = mention.part
+        beside = mention.compared_with
         match mention.purpose, part:
             case "number", m.Ref():
                 scope.number(part, mention.loc)
@@ -575,7 +578,8 @@ def _start(share: m.Share, resolved: ShareSettings, parts: frozenset[str]) -> It
         what = f"starts with both {both} at zero, so that it never learns"
         fault = StartFault.TWO_ZEROS
     elif frozen := sorted(parts & {*resolved.frozen.values(), *resolved.frozen_elsewhere}):
-        what, loc = f"freezes `{frozen[0]}` at zero, so that it never does anything", ("freeze",)
+        what = f"freezes `{frozen[0]}` at zero, so that it never does anything"
+        loc = ("freeze",)
         fault = StartFault.FROZEN_ZERO
     elif parts and share.nonzero_start:
         yield codes.UNUSED(

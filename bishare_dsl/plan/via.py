@@ -55,7 +55,8 @@ class _Loaded(Record):
             both: whether it stands at A and B. The place then tells its tensors from those at the other
                 place, and the gate stands where the step sums matrices.
         """
-        name, gate = self.step.name, self.gate
+        name = self.step.name
+        gate = self.gate
         if both and place != "between":
             name = None if name is None else f"{name}_{place}"
             gate = None if self.transform.counted(place) is None else gate

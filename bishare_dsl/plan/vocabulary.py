@@ -114,7 +114,8 @@ class Vocabulary(Record):
 
     def _unknown(self, part: m.Range | m.Expression, mention: Mention) -> Iterator[Problem]:
         """Find what one mention names that the model does not have."""
-        loc, beside = mention.loc, mention.compared_with
+        loc = mention.loc
+        beside = mention.compared_with
         if isinstance(part, m.Ref) and part.ref in settings_read(loc):
             return
         match mention.purpose, part:
@@ -138,7 +139,8 @@ class Vocabulary(Record):
 
     def _in_condition(self, part: m.Expression, loc: Loc) -> Iterator[Problem]:
         """Find a condition that holds nowhere, for what it names is not there."""
-        any_holds, scopes = self.site_sets.any_holds, self.site_sets.scopes
+        any_holds = self.site_sets.any_holds
+        scopes = self.site_sets.scopes
         match part:
             case m.Ref(ref=name):
                 if scopes and name in scopes[0].named:

@@ -46,7 +46,8 @@ def reads_tensors(model: nn.Module, path: str, child: str) -> bool:
 def _reached(module: nn.Module, called: Set[str]) -> Iterator[tuple[ast.AST, list[ast.AST]]]:
     """Yield the named methods and those that they call, with the code of each that may run."""
     cls = base_class(type(module))
-    waiting, seen = sorted(called), {*vars(nn.Module)} - {"forward"}
+    waiting = sorted(called)
+    seen = {*vars(nn.Module)} - {"forward"}
     while waiting:
         name = waiting.pop()
         function = getattr(cls, name, None)
@@ -130,7 +131,8 @@ def _holds(test: ast.expr, module: nn.Module) -> bool | None:
 
 def _only_asks(read: ast.AST, above: Mapping[ast.AST, ast.AST]) -> bool:
     """Tell whether code that reads a weight only reads metadata, or only modifies the weight."""
-    top, user = read, above.get(read)
+    top = read
+    user = above.get(read)
     match user:
         case ast.Attribute(_, attr) if attr in _FACTS:
             return True
@@ -139,5 +141,6 @@ def _only_asks(read: ast.AST, above: Mapping[ast.AST, ast.AST]) -> bool:
         case ast.Compare():
             return True
     while isinstance(user, ast.Attribute) or (isinstance(user, ast.Call) and user.func is top):
-        top, user = user, above.get(user)
+        top = user
+        user = above.get(user)
     return isinstance(user, ast.Expr)

@@ -113,7 +113,8 @@ def _check_variant(module: nn.Module, graph: fx.Graph, variant: Variant) -> None
 
 def _merge_training(graph: fx.Graph, trained: fx.Graph) -> None:
     """Make `graph`, traced in eval mode, correct in training mode too."""
-    nodes, others = list(graph.nodes), list(trained.nodes)
+    nodes = list(graph.nodes)
+    others = list(trained.nodes)
     if [(n.op, n.target) for n in nodes] != [(n.op, n.target) for n in others]:
         raise UntraceableRegion("it goes another way in training")
     node_of = dict(zip(others, nodes, strict=True))

@@ -128,7 +128,8 @@ class RegionCompiler:
         self, path: str, site: Site, maps: Mapping[str, Weight]
     ) -> tuple[str, RegionCode, list[str]]:
         """Return the region of a head or an embedding, whose site may be tied to others."""
-        weight, parent = maps[path], path.rpartition(".")[0]
+        weight = maps[path]
+        parent = path.rpartition(".")[0]
         if reads_tensors(self.model, parent, weight.path.removeprefix(f"{parent}.")):
             why = "its parent computes with its weight itself"
             raise ModelError(codes.CANNOT_ADAPT(path=path, why=why))
@@ -214,7 +215,8 @@ class RegionCompiler:
 
 def region_code(region: RegionGraphs) -> RegionCode:
     """Generate the code of a region's graphs."""
-    forward, assembly = GraphCode.of(region.forward), GraphCode.of(region.assembly)
+    forward = GraphCode.of(region.forward)
+    assembly = GraphCode.of(region.assembly)
     return RegionCode(forward, assembly, tuple(region.constants))
 
 

@@ -52,7 +52,8 @@ def _rewrap(decorated: Callable[..., Any], function: types.FunctionType) -> type
         types.CellType(new) if hold else cell for hold, cell in zip(holds, cells, strict=True)
     )
     copy = types.FunctionType(decorated.__code__, decorated.__globals__, closure=tuple(closure))
-    copy.__defaults__, copy.__kwdefaults__ = decorated.__defaults__, decorated.__kwdefaults__
+    copy.__defaults__ = decorated.__defaults__
+    copy.__kwdefaults__ = decorated.__kwdefaults__
     copy.__dict__.update(decorated.__dict__)
     copy.__wrapped__ = new  # type: ignore[attr-defined]
     return copy

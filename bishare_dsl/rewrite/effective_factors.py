@@ -88,7 +88,8 @@ def assembly_function(code: RegionCode) -> Callable[..., tuple[Factor, ...]]:
 
 def promote_to_one_dtype(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     """Return tensors on one device and in the first floating-point dtype; integers keep their dtype."""
-    dtype, device = tensors[0].dtype, tensors[0].device
+    dtype = tensors[0].dtype
+    device = tensors[0].device
     for tensor in tensors:  # Not a generator, whose overhead is noticeable with one token.
         if tensor.dtype is not dtype or tensor.device != device:
             break

@@ -70,7 +70,8 @@ class ExpertWeight(Tensor):
         weight: ExpertWeight = torch.Tensor._make_wrapper_subclass(
             cls, plain.shape, dtype=plain.dtype, device=plain.device
         )
-        weight.plain, weight.additions = plain, tuple(additions)
+        weight.plain = plain
+        weight.additions = tuple(additions)
         return weight
 
     @classmethod

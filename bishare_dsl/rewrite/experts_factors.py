@@ -94,7 +94,8 @@ class ExpertsAssembly:
     def _part(self, part: tuple[str, float], tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         terms = [term for term in self.terms if (term.parameter, term.dropout) == part]
         outputs = dict(self.outputs)[part[0]]
-        downs, ups = [], []
+        downs = []
+        ups = []
         for _, group in groupby(terms, lambda term: term.place):
             pairs = [(term, *term.factors(tensors)) for term in group]
             rows = max(a.shape[1] for _, a, _ in pairs)

@@ -156,7 +156,8 @@ def _first_tensor(factor: Any) -> Tensor:
 
 def _met(x: Tensor, factors: Sequence[Any], like: Tensor) -> tuple[Tensor, list[Any]]:
     """Return tokens and factors on one device, in the wider of their dtypes."""
-    dtype, device = torch.promote_types(like.dtype, x.dtype), x.device
+    dtype = torch.promote_types(like.dtype, x.dtype)
+    device = x.device
     if like.dtype is not dtype or like.device != device:
         factors = [map_tensors(factor, lambda t: t.to(device, dtype)) for factor in factors]
     return x.to(dtype), [*factors]
@@ -246,7 +247,8 @@ def fused_island(
         gated: activation, gate and up if ``x`` is ``act(gate) * up``, which is then recomputed in the
             backward.
     """
-    rows, spans = rows_of(downs), tuple(map(spans_of, uses))
+    rows = rows_of(downs)
+    spans = tuple(map(spans_of, uses))
     if rows is not None:
         rows.check(x)
     a, *bs = joined(downs, uses, ups)
@@ -289,7 +291,8 @@ def frozen_parameters(
     for linear in linears:
         if type(linear) is not nn.Linear or _is_watched(linear):
             return None
-        weight, bias = linear._parameters["weight"], linear._parameters["bias"]
+        weight = linear._parameters["weight"]
+        bias = linear._parameters["bias"]
         if (
             type(weight) is not nn.Parameter
             or weight.dtype is not dtype
@@ -346,7 +349,9 @@ def _run(
         rest: the layers' weights, then their biases, then each ``B``.
     """
     n = len(spans)
-    weights, biases, bs = rest[:n], rest[n : 2 * n], rest[2 * n :]
+    weights = rest[:n]
+    biases = rest[n : 2 * n]
+    bs = rest[2 * n :]
     # Transposed, because products with few columns are slower and a layer's columns would not be
     # contiguous.
     z = None if a is None else a @ _tokens_of(a, x if read is None else read).mT
@@ -458,7 +463,9 @@ class _Island(torch.autograd.Function):
         *rest: Tensor | None,
     ) -> tuple[Tensor, ...]:
         ys, z = _run(spans, x, *rest)
-        ctx.spans, ctx.recompute, ctx.act = spans, recompute, act
+        ctx.spans = spans
+        ctx.recompute = recompute
+        ctx.act = act
         ctx.set_materialize_grads(False)
         if recompute is not None:
             n = len(spans)

@@ -42,14 +42,16 @@ def magnify(
             a = torch.cat([down.dense() for down in downs], -2).detach().to(change)
             b = torch.cat(scaled, -2).detach().to(change)
             with torch.no_grad():
-                squares, along = row_norms(layer).to(b).square(), products(layer, a.to(y.dtype))
+                squares = row_norms(layer).to(b).square()
+                along = products(layer, a.to(y.dtype))
                 ratio = ratio_of_lengths(squares, along.to(b), a, b)
             change = (1 + change) * ratio.unsqueeze(-2) - 1
         bias = bias_of(layer, y)
         if rows is not None:
             y = rows.repeat(y)
             rows.check(y)
-        change, free = change.to(y.dtype), y if bias is None else y - bias
+        change = change.to(y.dtype)
+        free = y if bias is None else y - bias
         if rows is None:
             return y + change.squeeze(0) * free
         return y + rows.grouping.scatter(change * rows.grouping.gather(free), y)

@@ -198,7 +198,8 @@ def changes_of(module: nn.Module) -> Changes:
 
 def change(module: nn.Module, **changed: Any) -> None:
     """Generate and set the class of a module with some `Changes`; without any, the original class."""
-    base, changes = base_class(type(module)), changes_of(module)._replace(**changed)
+    base = base_class(type(module))
+    changes = changes_of(module)._replace(**changed)
     _swap(module, _generated_class(base, changes) if any(changes) else base)
 
 
@@ -246,7 +247,9 @@ def check_forward(module: RewrittenModule) -> None:
         AdapterError: it would leave the adapter out (BS407).
     """
     # accelerate's hook reads the old forward (`hooks.FORWARDS`) from the module; a patch over it does not.
-    ours, waiting, seen = type(module).forward, [vars(module)["forward"]], set[int]()
+    ours = type(module).forward
+    waiting = [vars(module)["forward"]]
+    seen: set[int] = set()
     while waiting:
         function = waiting.pop()
         if function is ours:

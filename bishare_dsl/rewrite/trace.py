@@ -59,7 +59,8 @@ class UntraceableRegion(Exception):
 
     def __init__(self, reason: str, bypassed: str | None = None) -> None:
         super().__init__(reason)
-        self.reason, self.bypassed = reason, bypassed
+        self.reason = reason
+        self.bypassed = bypassed
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ class RegionProxy(fx.Proxy):
         # trace. (For over 255 names the argument is the last byte, so unpacking fails with an
         # error.)
         caller = sys._getframe(1)
-        code, offset = caller.f_code.co_code, caller.f_lasti
+        code = caller.f_code.co_code
+        offset = caller.f_lasti
         if code[offset] == dis.opmap["UNPACK_SEQUENCE"]:
             return (self[i] for i in range(code[offset + 1]))  # type: ignore[index]
         return self.tracer.iter(self)
@@ -151,7 +153,8 @@ class View:
     """A stand-in for a part of the module, with the class of the original."""
 
     def __init__(self, tracer: RegionTracer, real: Any) -> None:
-        self._tracer, self._real = tracer, real
+        self._tracer = tracer
+        self._real = real
 
     @property
     def __class__(self) -> type:  # so that isinstance(self.q_proj, nn.Linear) is true
@@ -172,7 +175,8 @@ class ChildView(View):
     def __getattr__(self, name: str) -> Any:
         if name == "training":
             return self._tracer.variant.training
-        value, path = getattr(self._real, name), f"{self._path}.{name}"
+        value = getattr(self._real, name)
+        path = f"{self._path}.{name}"
         if isinstance(value, nn.Module):
             return ChildView(self._tracer, path, value)
         if isinstance(value, torch.Tensor):
@@ -214,7 +218,8 @@ class AttentionFunctions:
     """A stand-in for a modeling module's `ALL_ATTENTION_FUNCTIONS`."""
 
     def __init__(self, tracer: RegionTracer, module_name: str) -> None:
-        self._tracer, self._module_name = tracer, module_name
+        self._tracer = tracer
+        self._module_name = module_name
 
     def get_interface(self, implementation: object, default: Any = None) -> Callable[..., Any]:
         if not isinstance(implementation, Implementation):
@@ -240,7 +245,8 @@ class RegionTracer(GraphAppendingTracer):
 
     def __init__(self, module: nn.Module, variant: Variant) -> None:
         super().__init__(fx.Graph())
-        self.module, self.variant = module, variant
+        self.module = module
+        self.variant = variant
         self.base = base_class(type(module))
         self.hidden: fx.Node | None = None
         self._globals: dict[int, dict[str, Any]] = {}
@@ -283,7 +289,8 @@ class RegionTracer(GraphAppendingTracer):
         if leaves.OPAQUE_KWARGS in kwargs and target not in _TAKES_OPAQUE_KWARGS:
             raise TraceError(f"it hands **kwargs to {target}")
         if (kind, target) == ("call_method", "update") and args[0].op == "placeholder":
-            kind, target = "call_function", leaves.update_cache
+            kind = "call_function"
+            target = leaves.update_cache
         return super().create_node(kind, target, args, kwargs, *more, **named)
 
     # Stand-ins ----------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ def figures(plan: Plan) -> dict[str, Any]:
     ``maximum_rank`` is the rank of the modules' updates, or None if an update is not a matrix. ``of_lora``
     is the number of trainable parameters relative to LoRA r=8 on the same modules, or None without modules.
     """
-    ranks, lora = maximum_ranks(plan), lora_size(plan)
+    ranks = maximum_ranks(plan)
+    lora = lora_size(plan)
     scales = [term.scale for term in plan.update_terms]
     adapted = [path for path, terms in plan.terms_of.items() if terms]
     return {

@@ -103,7 +103,8 @@ def _cost(plan: Plan, label: str, common: frozenset[str]) -> Cost:
     def count(names: Set[str]) -> int:
         return sum(plan.tensor[name].size for name in names)
 
-    slot, slot_once = None, 0
+    slot = None
+    slot_once = 0
     if all(term.linear for term in plan.update_terms):
         slot = count(used - common) + changes
         slot_once = count(used & common)

@@ -94,7 +94,8 @@ def picture(plan: Plan, spec: Spec | None = None) -> list[Section]:
 
 def _grid(plan: Plan, pools: Mapping[str, str]) -> Grid:
     """Arrange the modules of a panel; ``pools`` maps the path of a module to the name of its tensor."""
-    sites, experts = plan.sites, _expert_rows(plan, pools)
+    sites = plan.sites
+    experts = _expert_rows(plan, pools)
     paths = {site.path: split_path(site.path) for site in sites}
     split = [(tower, experts.get(path, inner)) for path, (tower, inner) in paths.items()]
     towers = {tower for tower, _ in split}
@@ -121,7 +122,9 @@ def _expert_rows(plan: Plan, pools: Mapping[str, str]) -> dict[str, str]:
     for site in plan.sites:
         tower, inner = split_path(site.path)
         if match := _EXPERT.fullmatch(inner):
-            of, number, rest = f"{tower} {match[1]}", int(match[2]), match[3]
+            of = f"{tower} {match[1]}"
+            number = int(match[2])
+            rest = match[3]
             shares = experts.setdefault(of, {}).setdefault(number, {})
             shares[f"{site.layer} {rest}"] = pools.get(site.path)
             parts[site.path] = of, number, rest

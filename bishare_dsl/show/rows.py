@@ -120,7 +120,8 @@ def memory(plan: Plan) -> dict[str, int]:
 
     The base's weights are in bfloat16; the adapter's weights, gradients and two moments of AdamW in float32.
     """
-    train, weights = BYTES * plan.trainable, BYTES * (plan.trainable + plan.frozen)
+    train = BYTES * plan.trainable
+    weights = BYTES * (plan.trainable + plan.frozen)
     base = 2 * plan.base.parameters
     return {"base": base, "weights": weights, "gradients": train, "optimizer": 2 * train}
 
@@ -139,8 +140,11 @@ def rank_bounds(ranks: Iterable[int | None]) -> Bounds | None:
 
 def shares(plan: Plan) -> list[ShareRow]:
     """Make a row for each share that has parameters, in the spec's order."""
-    terms, tensors, pools = _by_share(plan.terms), _by_share(plan.tensors), _by_share(plan.pools)
-    every_role, places = _by_share(roles(plan)), Places(plan)
+    terms = _by_share(plan.terms)
+    tensors = _by_share(plan.tensors)
+    pools = _by_share(plan.pools)
+    every_role = _by_share(roles(plan))
+    places = Places(plan)
     rows = []
     subtracting = {start_name(name) for name in terms}  # These belong to no share of the spec.
     for name in (name for name in terms if name not in subtracting):

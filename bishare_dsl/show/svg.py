@@ -40,11 +40,13 @@ class Scale:
 
     @classmethod
     def of(cls, grid: Grid) -> Scale:
-        columns, rows = len(grid.layers), len(grid.names)
+        columns = len(grid.layers)
+        rows = len(grid.names)
         steps = (12, 28), (34, 16), (48, 14), (84, 11)
         across = next((s for most, s in steps if columns <= most), 8)
         down = next((s for most, s in ((8, 24), (14, 20), (32, 15), (80, 13)) if rows <= most), 11)
-        tops, top = [], _HEAD
+        tops = []
+        top = _HEAD
         for i in range(rows):
             top += _GAP_OF_GROUPS if i and grid.groups[i] != grid.groups[i - 1] else 0
             tops.append(top)
@@ -108,13 +110,15 @@ class _Sheet:
     """A picture that grows downwards: lines of text, wrapped to its width, and drawings."""
 
     def __init__(self, width: int) -> None:
-        self.width, self.y = width, _MARGIN
+        self.width = width
+        self.y = _MARGIN
         self.drawn: list[str] = []
 
     def write(self, text: str, kind: str = "", left: int = 0) -> None:
         for line in wrap(text, int((self.width - left) / CHARACTER), break_on_hyphens=False):
             self.y += _LINE
-            x, y = _MARGIN + left, self.y - 5
+            x = _MARGIN + left
+            y = self.y - 5
             self.drawn.append(f'<text class="{kind}" x="{x}" y="{y}">{escape(line)}</text>')
 
     def draw(self, body: str, height: int) -> None:
@@ -156,7 +160,8 @@ def draw(plan: Plan, spec: Spec | None = None) -> str:
     for look, text in _legend(panels):
         sheet.draw(look, 0)
         sheet.write(text, "muted", left=20)
-    width, height = sheet.width + 2 * _MARGIN, sheet.y + _MARGIN
+    width = sheet.width + 2 * _MARGIN
+    height = sheet.y + _MARGIN
     label = escape(f"{name}: layers across, modules down; modules of one colour share a tensor")
     drawing = "\n".join(sheet.drawn)
     style = Path(__file__).with_name("picture.css").read_text(encoding="utf-8")

@@ -279,9 +279,11 @@ class Scope(Record):
 
     def bounds(self, item: m.Range, subject: m.Expression, loc: Loc = ()) -> tuple[float, float]:
         """Evaluate the ends of a range, both included. An open range of layers ends at the last layer."""
-        first, last = -math.inf, math.inf
+        first = -math.inf
+        last = math.inf
         if _is_layer(subject):
-            first, last = 0, self.layers - 1
+            first = 0
+            last = self.layers - 1
         if item.first is not None:
             first = float(self._layer(subject, self.number(item.first, (*loc, "first"))))
         if item.last is not None:

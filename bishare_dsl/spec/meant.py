@@ -11,7 +11,8 @@ from bishare_dsl.spec.facts import Fault, FractionOfLayers, NamedLikeModules
 from bishare_dsl.spec.walk import Mention, names_read, parts_of
 
 _ref = m.Ref.model_construct  # Without validation, whose schema takes long to build.
-_LAYER, _COUNT = _ref(ref="layer"), _ref(ref="layers")
+_LAYER = _ref(ref="layer")
+_COUNT = _ref(ref="layers")
 
 
 def lists(spec: m.Spec) -> Iterator[Problem]:
@@ -38,7 +39,9 @@ def layers(spec: m.Spec, mentions: Iterable[Mention]) -> Iterator[Problem]:
     """Find layers that are compared with fractions, or counted instead of compared."""
     selecting = {name for share in spec.shares for name, _ in names_read(share.where, ())}
     for mention in mentions:
-        side, other, loc = mention.part, mention.compared_with, mention.loc
+        side = mention.part
+        other = mention.compared_with
+        loc = mention.loc
         if mention.purpose != "side":
             continue
         if other == _LAYER and isinstance(side, float) and 0 < side < 1:
@@ -95,5 +98,6 @@ def shares(spec: m.Spec, names: Set[str]) -> Iterator[Problem]:
         bare = share.via is None and share.gain.rank is share.gain.out is None
         one_rank = bare and isinstance(share.rank, int | m.Ref) and share.rank != 0
         if one_rank and (other := plain.setdefault(same, i)) != i:
-            one, place = spec.shares[other].name, ("shares", other)
+            one = spec.shares[other].name
+            place = ("shares", other)
             yield codes.SAME_SHARE(one=one, other=share.name, loc=loc, also=place)

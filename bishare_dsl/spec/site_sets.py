@@ -91,10 +91,12 @@ class SiteSets:
             case m.Or(any_of=parts):
                 return self._any(parts)
             case m.And(all_of=parts):
-                held, failed = self.all, frozenset[int]()
+                held = self.all
+                failed = frozenset[int]()
                 for part in parts:
                     true, false = self.partition(part)
-                    held, failed = held & true, failed | (held & false)
+                    failed = failed | (held & false)
+                    held = held & true
                 return held, failed
             case m.Not(negated=inner):
                 true, false = self.partition(inner)
@@ -106,10 +108,12 @@ class SiteSets:
         return result
 
     def _any(self, parts: Sequence[m.Expression]) -> tuple[Set[int], Set[int]]:
-        chosen, left = frozenset[int](), self.all
+        chosen = frozenset[int]()
+        left = self.all
         for part in parts:
             true, false = self.partition(part)
-            chosen, left = chosen | (left & true), left & false
+            chosen = chosen | (left & true)
+            left = left & false
         return chosen, left
 
     def select(

@@ -24,7 +24,8 @@ _NAMES = (
     *("q_proj", "layer", "module", "r", "mlp", "centre"),
     *("in", "out", "alpha", "rank", "kind", "A"),
 )
-_COMPARED, _OPERATORS = ("==", "!=", "<", "<=", ">", ">="), ("+", "-", "*", "/", "//", "%", "**")
+_COMPARED = ("==", "!=", "<", "<=", ">", ">=")
+_OPERATORS = ("+", "-", "*", "/", "//", "%", "**")
 _OF_ONE = ("abs", "floor", "sqrt")
 
 
@@ -226,7 +227,8 @@ def layouts(draw: st.DrawFn) -> tuple[m.Spec, str, list[str]]:
     Comments, line breaks and empty lines may appear between any words, and a list in brackets may end in a
     comma or semicolon.
     """
-    spec, chance = draw(specs()), draw(st.randoms(use_true_random=False))
+    spec = draw(specs())
+    chance = draw(st.randoms(use_true_random=False))
     syntax = parse_syntax(spec_text(spec))
     brackets = {
         part.meta.end_pos - 1: ";" if part.data == "arms" else ","

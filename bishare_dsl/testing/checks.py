@@ -191,7 +191,8 @@ def _check_reach(
     where: str,
 ) -> None:
     """Check that random tensors reach the rank of `reach`, and none exceeds it."""
-    reach, rows = transform.reach(rank, width), transform.rows(rank, width)
+    reach = transform.reach(rank, width)
+    rows = transform.rows(rank, width)
     if not 0 < reach <= rows:
         raise AssertionError(f"reach is {reach} {where}, and the factors have {rows} rows")
     highest = 0
@@ -269,7 +270,8 @@ def _check_plain(
 ) -> None:
     """Check that the rows of `plain` tensors are rows of the effective factors."""
     for role in transform.plain:
-        factor, tensor = pair["AB".index(role)].detach(), values[role].detach()
+        factor = pair["AB".index(role)].detach()
+        tensor = values[role].detach()
         if factor.shape[1] == tensor.shape[1]:
             both = int(torch.linalg.matrix_rank(torch.cat([factor, tensor])))
             alone = int(torch.linalg.matrix_rank(tensor))
@@ -286,7 +288,8 @@ def _check_products(
     together = vmap_factors(lambda given: term_factors(transform, given, rank, width), several, 2)
     random = _random(rank)
     for number, (role, side) in enumerate(zip("AB", width, strict=True)):
-        one, want = term_factors(transform, values, rank, width)[number], dense_of[0][number]
+        one = term_factors(transform, values, rank, width)[number]
+        want = dense_of[0][number]
         both = torch.stack([pair[number] for pair in dense_of])
         _near(together[number].dense(), both, f"the effective {role} of several {where}", 1e-9)
         for tokens in (1, 3, DECODE_TOKENS + 1):

@@ -133,7 +133,8 @@ class _Drawing:
                 target=Selection(include=()),
                 shares=(),
             )
-            self._known, self._scopes = known, dict(Sites(spec, self.architecture).scopes)
+            self._known = known
+            self._scopes = dict(Sites(spec, self.architecture).scopes)
         return [self._scopes[site.path] for site in sites]
 
     def any(self, *choices: Any) -> Any:
@@ -240,9 +241,11 @@ class _Drawing:
         if form == "computed":
             return Binary(op="+", left=Binary(op="%", left=LAYER, right=3), right=1), LAYER
         site = self.any(*sites)
-        block, layers = site.block, self.scopes([site])[0].layers
+        block = site.block
+        layers = self.scopes([site])[0].layers
         ranges = Range(first=block, last=block), Range(first=0, last=-1)
-        of_kind, of_layer = [Ref(ref=site.kind)], [block, block - layers, *ranges]
+        of_kind = [Ref(ref=site.kind)]
+        of_layer = [block, block - layers, *ranges]
         value = self.any(*(of_kind if form == "kind" else of_layer))
         arm = Arm(values=(value,), result=self.number(self.any(2, 1, 3, 0)))
         other = self.number(self.any(1, 4, 0))
@@ -378,7 +381,8 @@ class _Drawing:
             mix = Step(transform="Mix", options={f"count_{place}": 2}, name=f"mixed_{place}")
             loadings = Step(transform="Loadings", options={"vectors": 3}, name=f"later_{place}")
             chains[place] = (first, *self.any((), (), (mix,), (loadings,), (mix, loadings)))
-        one, two = Step(transform="Core", name="one"), Step(transform="Core", name="two")
+        one = Step(transform="Core", name="one")
+        two = Step(transform="Core", name="two")
         between = self.any((), (one,), (one, two))
         if gated and between and self.any(False, True):
             gate = Gate(top=self.any(None, 2), of=self.any("x", "A x"))

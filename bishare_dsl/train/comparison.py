@@ -153,7 +153,8 @@ def _alike(runs: Sequence[FinishedRun]) -> tuple[list[FinishedRun], list[str]]:
         tuple(sorted(run.conditions.items())) for run in runs if run.judging is not None
     )
     common = dict(conditions.most_common(1)[0][0])
-    kept, notes = list[FinishedRun](), list[str]()
+    kept: list[FinishedRun] = []
+    notes: list[str] = []
     for run in runs:
         others = [name for name, value in run.conditions.items() if value != common[name]]
         if run.diverged is not None:

@@ -28,7 +28,9 @@ class TrainingInterrupted(KeyboardInterrupt):
 
     def __init__(self, step: int, steps: int, checkpoint: Path):
         super().__init__(f"interrupted at step {step:,} of {steps:,}; saved in {checkpoint}")
-        self.step, self.steps, self.checkpoint = step, steps, checkpoint
+        self.step = step
+        self.steps = steps
+        self.checkpoint = checkpoint
         self.folder = checkpoint.parent
 
 

@@ -95,7 +95,8 @@ def _run_of(
 ) -> FinishedRun | None:
     results = record.get("results")
     (parts,) = record["data"].values()
-    plan, arguments = record["plan"], record["arguments"]
+    plan = record["plan"]
+    arguments = record["arguments"]
     params = [f"{name}={value}" for name, value in (asked.get("params") or {}).items()]
     conditions = {
         "data": " ".join(parts[part]["digest"] for part in sorted(parts)),

@@ -200,7 +200,8 @@ def _differences(run: Mapping[str, Any], request: Request, digest: str) -> list[
     asked = parse_json(json.dumps(request.as_dict(None)))  # JSON has lists for tuples.
     others = list[str]()
     for name in sorted((run.keys() | asked.keys()) - {"spec", RECORD}):
-        before, now = run.get(name), asked.get(name)
+        before = run.get(name)
+        now = asked.get(name)
         if before != now:
             others.append(f"`{name}` is {json.dumps(before)}, and not {json.dumps(now)}")
     if run.get(RECORD, {}).get("plan", {}).get("digest") != digest:

@@ -52,7 +52,8 @@ def learned_logits(
         forward: the unwrapped model's forward, for its signature.
         inputs: the model's inputs.
     """
-    labels, allowed = inputs["labels"][:, 1:], inputs.get(ALLOWED)
+    labels = inputs["labels"][:, 1:]
+    allowed = inputs.get(ALLOWED)
     positions = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)
     inputs = {name: value for name, value in inputs.items() if name not in ("labels", ALLOWED)}
     if "logits_to_keep" in inspect.signature(forward).parameters and len(positions):
@@ -145,7 +146,8 @@ def choice_accuracy(model: Any, examples: Any, collator: Any, batch: int = 16) -
         collator: makes batches.
         batch: the batch size.
     """
-    correct, device = 0, next(model.parameters()).device
+    correct = 0
+    device = next(model.parameters()).device
     for start in range(0, len(examples), batch):
         part: Any = [examples[i] for i in range(start, min(start + batch, len(examples)))]
         inputs = {name: tensor.to(device) for name, tensor in collator(part).items()}

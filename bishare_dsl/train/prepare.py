@@ -276,7 +276,8 @@ def training_arguments(
     """
     chosen = {**DEFAULTS, **given, **_FIXED}
     if "activation_checkpointing" in argument_types():  # The name since transformers 5.23.
-        old, new = "gradient_checkpointing", "activation_checkpointing"
+        old = "gradient_checkpointing"
+        new = "activation_checkpointing"
         chosen = {name.replace(old, new): value for name, value in chosen.items()}
     if not torch.accelerator.is_available():
         chosen["use_cpu"] = True
@@ -315,7 +316,8 @@ def _fill_batch(args: TrainingArguments, given: Mapping[str, Any]) -> None:
         size = max(1, min(most, round(BATCH / (args.world_size * (steps or 1)))))
     if steps is None:
         steps = max(1, round(BATCH / (size * args.world_size)))
-    args.per_device_train_batch_size, args.gradient_accumulation_steps = size, steps
+    args.per_device_train_batch_size = size
+    args.gradient_accumulation_steps = steps
 
 
 def find_trainable(
@@ -476,9 +478,11 @@ def check_library(request: Request, first: StoredAdapter) -> None:
     """
     folder = Path(str(request.library))
     check_apart(folder, request.output_dir / folders.LIBRARY)
-    reason, help = "", None
+    reason = ""
+    help = None
     if request.spec is not None or request.params:
-        reason, help = f"`{folder}` has a spec and its params", "leave the spec and `--set` out"
+        reason = f"`{folder}` has a spec and its params"
+        help = "leave the spec and `--set` out"
     elif twice := sorted((first.config.adapters or {}).keys() & request.tasks):
         reason = f"the library `{folder}` has {' and '.join(f'`{n}`' for n in twice)} already"
         help = "leave their files out; `--data NAME=FILE` trains one anew under another name"
@@ -549,7 +553,8 @@ def read_tasks(
 
 def _read_rows(request: Request, sources: list[str], seed: int) -> dict[str, Rows]:
     """Read the rows of a task: ``"train"``, and ``"eval"`` if some are held out."""
-    split, subset = request.data_split, request.data_subset
+    split = request.data_split
+    subset = request.data_subset
     rows = Rows.join([load_rows(source, split=split, subset=subset) for source in sources])
     if request.eval_data is not None:
         same = subset if request.eval_data in sources else None

@@ -50,7 +50,8 @@ def record_run(prepared: Prepared, base: Fingerprint | None) -> dict[str, Any]:
 
 def _resolved_arguments(prepared: Prepared) -> dict[str, Any]:
     """Return the arguments of transformers and of `Settings`, with the values that the run uses."""
-    request, args = prepared.request, prepared.args
+    request = prepared.request
+    args = prepared.args
     own = Settings.model_fields.keys()
     given = request.as_dict(None)
     resolved = args.to_dict() | request.model_dump(include=set(own))
@@ -92,7 +93,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
         earlier = before.get(name)
         later = parse_json(json.dumps(now[name]))  # JSON has lists for tuples.
         if name == "data":
-            earlier, later = _digests(earlier), _digests(later)
+            earlier = _digests(earlier)
+            later = _digests(later)
         if earlier == later:
             continue
         if name == "versions" and isinstance(earlier, Mapping):
@@ -114,7 +116,9 @@ def _digests(data: Any) -> list[Any]:
 def training_text(run: Mapping[str, Any]) -> str:
     """Say in Markdown for a model card how the run of a ``run.json`` with results trained its adapter."""
     record = run[RECORD]
-    arguments, results, versions = record["arguments"], record["results"], record["versions"]
+    arguments = record["arguments"]
+    results = record["results"]
+    versions = record["versions"]
     lines = list[str]()
     for parts in record["data"].values():
         train = parts["train"]

@@ -45,7 +45,8 @@ class Reporter:
     def silence(self) -> None:
         """Stop all output, because another process reports."""
         self.quiet = True
-        self.report, self.warn = (lambda *_: None), (lambda _: None)
+        self.report = lambda *_: None
+        self.warn = lambda _: None
 
     def note(self, *texts: str) -> None:
         """Report events or facts."""
@@ -55,7 +56,8 @@ class Reporter:
 
     def once(self) -> Reporter:
         """Return a reporter for several runs, which repeats no problem and no warning."""
-        problems, warnings = set[Problem](), set[str]()
+        problems: set[Problem] = set()
+        warnings: set[str] = set()
 
         def report(problem: Problem, where: SourceMap | None) -> None:
             if problem not in problems:

@@ -319,7 +319,8 @@ def _problem(name: str, error: Any, given: Mapping[str, Any]) -> Problem:
         help = advise("missing", next((n for n in ("start", "library") if n in given), name))
         return codes.MISSING_ARGUMENT(name=name, help=help)
     reason = error["msg"].removeprefix("Value error, ").replace("Input should", "it should")
-    reason, kind = reason.partition(", unable")[0], _requests().model_fields[name].annotation
+    reason = reason.partition(", unable")[0]
+    kind = _requests().model_fields[name].annotation
     help = advise("value", f"{name}:{(value := given[name])}")
     if isinstance(value, str) and help is None:
         help = value_meant(value, kind) or nearest(value, re.findall("'([^']+)'", reason), few=0)

@@ -122,7 +122,8 @@ class TrainResult:
 
     def __str__(self) -> str:
         written = [task.folder for task in self.tasks if task.folder]
-        several, most = len(self.tasks) > 1, max(task.rows for task in self.tasks)
+        several = len(self.tasks) > 1
+        most = max(task.rows for task in self.tasks)
         batch = f"all {most:,}" if self.batch > most else f"{self.batch:,}"
         only = filter(None, (self.tasks[0].folder, self.tasks[0].start))
         adapters = f"{len(written)} in {self.folder}" if several else ", ".join(only)
@@ -144,7 +145,8 @@ class TrainResult:
         if several:
             parts.insert(0, str(self._table()))
         if written:
-            folder, base = shlex.quote(written[0]), f"--model {shlex.quote(self.model_name)}"
+            folder = shlex.quote(written[0])
+            base = f"--model {shlex.quote(self.model_name)}"
             few = " ".join(map(shlex.quote, written[:3]))
             judge = ""
             if self.accuracy is not None:

@@ -250,7 +250,9 @@ def load(
     Raises:
         BishareError: it cannot be loaded or adapted.
     """
-    request, args, trainable = prepared.request, prepared.args, prepared.trainable
+    request = prepared.request
+    args = prepared.args
+    trainable = prepared.trainable
     model: Any = loaded() if loaded else load_base(request, prepared.base, reporter)[0]
     adapters = None
     notes = list[str]()
@@ -290,7 +292,9 @@ def fit(
         TrainError: see `train`; or it is not the base of the checkpoint to resume (BS732).
         TrainingInterrupted: SIGINT or SIGTERM arrived; a checkpoint is saved.
     """
-    request, args, steps = prepared.request, prepared.args, prepared.steps
+    request = prepared.request
+    args = prepared.args
+    steps = prepared.steps
     model = cast(Any, handle.model)
     base = handle.fingerprint() if len(steps) else None
     if request.resume is not None:
@@ -370,7 +374,9 @@ def _start(
     prepared: Prepared, adapters: TaskAdapters, reporter: Reporter
 ) -> Mapping[str, GroupChoice]:
     """Give the tasks of a run their first values; return the groups that new tasks take, by task."""
-    request, tasks, groups = prepared.request, prepared.steps.tasks, prepared.groups
+    request = prepared.request
+    tasks = prepared.steps.tasks
+    groups = prepared.groups
     if request.resume is not None:  # The checkpoint has the values.
         return {}
     if groups is not None and groups.were_found:
@@ -429,7 +435,9 @@ def _result(
     seconds: float,
 ) -> TrainResult:
     """Build the result of a run from its log, and report the tasks without an adapter."""
-    request, steps, state = prepared.request, prepared.steps, trainer.state
+    request = prepared.request
+    steps = prepared.steps
+    state = trainer.state
     plan = handle.plan
     tasks = [_task_result(prepared, handle, trainer, number) for number in range(len(steps.tasks))]
     lost = {task.name: task.folder for task in tasks if not math.isfinite(task.loss_last or 0)}
@@ -458,7 +466,9 @@ def _task_result(
     prepared: Prepared, handle: Handle, trainer: AdapterTrainer | BankTrainer, number: int
 ) -> TaskResult:
     """Build the result of the task with this number from the log of its run."""
-    request, steps, state = prepared.request, prepared.steps, trainer.state
+    request = prepared.request
+    steps = prepared.steps
+    state = trainer.state
     task = steps.tasks[number]
     folder: Path | None = request.output_dir
     if isinstance(trainer, BankTrainer) and number not in trainer.kept():
@@ -499,8 +509,11 @@ def _write(trainer: BankTrainer, prepared: Prepared, reporter: Reporter) -> None
 
     Adapters for an existing library are added to a copy of it. Warnings of writers go to ``reporter``.
     """
-    request, places, folder = prepared.request, prepared.places, prepared.request.output_dir
-    steps, handle = trainer.steps, trainer.adapters.handle
+    request = prepared.request
+    places = prepared.places
+    folder = request.output_dir
+    steps = trainer.steps
+    handle = trainer.adapters.handle
     names = [steps.tasks[number].name for number in trainer.kept()]
     if not names:
         raise TrainError(_not_finite(steps, {task.name: None for task in steps.tasks}))
@@ -553,7 +566,8 @@ _SAID = b"\nstopping after this step, with a checkpoint; press Ctrl-C again to s
 
 def run_loop(trainer: Any, watch: Watch, request: Request, reporter: Reporter) -> None:
     """Train, and save the adapter."""
-    folder, resume = request.output_dir, request.resume
+    folder = request.output_dir
+    resume = request.resume
     trainer.done = 0 if resume is None else step_of(resume)
     try:
         with hear_signals(not reporter.quiet) as watch.asked, translate_refusals(folder):

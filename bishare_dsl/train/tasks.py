@@ -149,12 +149,14 @@ def cut(rows: Sequence[Example], most: int) -> list[list[int]]:
     """
     a_pass = 10**9 if torch.accelerator.is_available() else PASS
     kinds = [(ALLOWED in row, len(row["input_ids"])) for row in rows]
-    order, best = sorted(range(len(rows)), key=kinds.__getitem__), [(0, 0)]
+    order = sorted(range(len(rows)), key=kinds.__getitem__)
+    best = [(0, 0)]
     # The least cost of the first rows, with the start of their last pass.
     for stop, (options, length) in enumerate(sorted(kinds), 1):
         starts = (i for i in range(max(0, stop - most), stop) if kinds[order[i]][0] is options)
         best.append(min((best[i][0] + (stop - i) * length + a_pass, i) for i in starts))
-    passes, left = list[list[int]](), len(rows)
+    passes: list[list[int]] = []
+    left = len(rows)
     while left:
         passes.append(order[best[left][1] : left])
         left -= len(passes[-1])

@@ -212,7 +212,8 @@ class BankTrainer(AdapterTrainer):
         adapters.optimizer.settings = Settings.of(args)
         counts = {n: arguments["warm_up"](n) for n in map(steps.count, steps.tasks)}
         self._schedules: Any = {n: schedule_of(args, warm, n) for n, warm in counts.items()}
-        args.max_grad_norm, args.max_steps = 0.0, len(steps)
+        args.max_grad_norm = 0.0
+        args.max_steps = len(steps)
         args.per_device_train_batch_size = args.gradient_accumulation_steps = 1
         args.include_num_input_tokens_seen = "no"
         super().__init__(model=BankModel(adapters), args=args, train_dataset=steps, **arguments)
@@ -237,7 +238,8 @@ class BankTrainer(AdapterTrainer):
     def training_step(self, model: Any, inputs: Any, *_: Any) -> Tensor:
         """Run the passes of a step, and return the mean loss of its tasks."""
         model.train()
-        step, sums = self.state.global_step, torch.zeros_like(self._sums)
+        step = self.state.global_step
+        sums = torch.zeros_like(self._sums)
         running = self.steps.running(step)
         for parameter in self.bank.parameters:
             parameter.grad = None  # Trainer clears the model's parameters, without the bank.
@@ -269,7 +271,8 @@ class BankTrainer(AdapterTrainer):
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the gradients of private tensors, of all tasks in one, and of shared tensors."""
-        bank, kind = self.bank, self.bank.kind
+        bank = self.bank
+        kind = bank.kind
         slabs: Any = ((bank.own, kind.own), (bank.common, kind.common))
         return (
             (n, p.grad[:, column]) for p, names in slabs for n, column in columns(names).items()
@@ -297,7 +300,8 @@ class BankTrainer(AdapterTrainer):
             pairs = enumerate(zip(totals, counts, strict=True))
             self._record("loss", {i: total / count for i, (total, count) in pairs if count})
             if self.bank.common.numel() and not math.isfinite(sum(totals)):
-                kept, step = "what all tasks share would be lost", self.state.global_step
+                kept = "what all tasks share would be lost"
+                step = self.state.global_step
                 problem = codes.NOT_FINITE(what="gradient", step=step, value=math.nan, kept=kept)
                 raise TrainError(problem)
         super().log(logs, *arguments)
@@ -311,7 +315,8 @@ class BankTrainer(AdapterTrainer):
     @torch.no_grad()
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Compute the held-out loss of each task: the mean over its tokens."""
-        steps, model = self.steps, cast(Any, self.model).eval()
+        steps = self.steps
+        model = cast(Any, self.model).eval()
         tasks = [i for i, t in enumerate(steps.tasks) if t.held_out]
         totals = torch.zeros_like(self._sums)
         passes = steps.passes([(i, steps.tasks[i].held_out) for i in tasks])
@@ -364,7 +369,8 @@ class Watch(TrainerCallback):
     trainer: Any
 
     def __init__(self, record: Mapping[str, Any], report: Callable[[Problem, None], None]) -> None:
-        self._record, self._report = record, report
+        self._record = record
+        self._report = report
         self.asked: Callable[[], bool] = lambda: False
         self.stopping = False
 

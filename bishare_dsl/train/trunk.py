@@ -53,7 +53,8 @@ def cached_trunk(
         reporter: reports what is cached.
     """
     repeats = max(map(steps.epochs_of, range(len(steps.tasks)))) > 1
-    trunk, prevented_by = Trunk.of(model, plan) if repeats else None, "none are below"
+    trunk = Trunk.of(model, plan) if repeats else None
+    prevented_by = "none are below"
     with ExitStack() as stack:
         if trunk is not None:
             below = f"blocks 0 to {len(trunk.below) - 1}"
@@ -104,7 +105,9 @@ class Trunk:
     """
 
     def __init__(self, owner: nn.Module, below: Sequence[nn.Module], first: nn.Module) -> None:
-        self._owner, self.below, self._first = owner, below, first
+        self._owner = owner
+        self.below = below
+        self._first = first
         self._states: dict[Row, Tensor] = {}  # (tokens, width) each, on the CPU.
         self._filling: list[Row] | None = None  # The rows of the batch to cache.
         self._known: Tensor | None = None  # The states of the batch that runs.
@@ -121,7 +124,8 @@ class Trunk:
         name, *others = {block and block[0] for block in adapted_blocks}
         if others or name is None:  # Such as an embedding, a head.
             return None
-        owner, blocks = model.get_submodule(name.rpartition(".")[0]), model.get_submodule(name)
+        owner = model.get_submodule(name.rpartition(".")[0])
+        blocks = model.get_submodule(name)
         number = min(numbers)
         # The trial may miss it, as it leaves whole blocks out at random.
         drops = getattr(owner, "layerdrop", False)
@@ -156,7 +160,8 @@ class Trunk:
     @torch.no_grad()
     def fill(self, batches: Iterable[Mapping[str, Any]], mode: bool = False) -> None:
         """Compute the hidden states of all examples, without higher blocks; ``mode`` is that of training."""
-        training, device = self._owner.training, next(self._owner.parameters()).device
+        training = self._owner.training
+        device = next(self._owner.parameters()).device
         self._owner.train(mode)
         self._filling = []
         try:
@@ -176,7 +181,8 @@ class Trunk:
         ids = torch.randint(vocabulary, (2, 6), generator=some).to(model.device)
         mask = torch.ones_like(ids)
         mask[0, 3:] = 0
-        inputs, training = {"input_ids": ids, "attention_mask": mask}, model.training
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        training = model.training
         model.eval()
         try:
             first = model(**inputs, use_cache=False).logits
@@ -192,7 +198,8 @@ class Trunk:
         return self.hits > 0 and torch.equal(first[mask.bool()], second[mask.bool()])
 
     def _begin(self, _: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
-        rows, self._known = [] if arguments else _rows_of({**keywords}), None
+        rows = [] if arguments else _rows_of({**keywords})
+        self._known = None
         if self._filling is not None:
             self._filling = rows
         elif rows and all(row in self._states for row in rows):
@@ -221,7 +228,8 @@ class Trunk:
 
 def _rows_of(inputs: dict[str, Any]) -> list[Row]:
     """Return the token ids of each row of a batch; empty if other inputs affect the hidden states."""
-    ids, mask = inputs.pop("input_ids", None), inputs.pop("attention_mask", None)
+    ids = inputs.pop("input_ids", None)
+    mask = inputs.pop("attention_mask", None)
     others = any(isinstance(v, Tensor) for v in inputs.values()) or inputs.get("past_key_values")
     if not isinstance(ids, Tensor) or not isinstance(mask, Tensor) or others:
         return []

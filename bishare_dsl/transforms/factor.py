@@ -78,7 +78,8 @@ class Kron(NamedTuple):
             x = F.pad(x, (0, -side % size))
         if kernel.dim() == 2:
             return F.linear(kernel.mm(x.view(-1, size)), shared).view(1, -1)
-        adapters, rows = len(kernel), shared.shape[-2]
+        adapters = len(kernel)
+        rows = shared.shape[-2]
         tiles = x.reshape(adapters, tokens, -1, size).transpose(1, 2)
         blocks = torch.bmm(kernel, tiles.reshape(adapters, -1, tokens * size))
         z = torch.bmm(blocks.view(adapters, -1, size), shared.mT)  # (adapters, b n, a)
@@ -88,14 +89,16 @@ class Kron(NamedTuple):
 
     def add_up(self, y: Tensor, z: Tensor, scale: float = 1.0) -> Tensor:
         kernel, shared, side, rowwise = self
-        tokens, size = z.shape[-2], shared.shape[-1]
+        tokens = z.shape[-2]
+        size = shared.shape[-1]
         if rowwise or tokens > DECODE_TOKENS or (kernel.dim() == 2 and tokens > 1) or side % size:
             return add_product(y, z, self.dense(), scale)
         if kernel.dim() == 2:
             blocks = z.view(kernel.size(0), -1).mm(shared)
             y.view(-1, size).addmm_(kernel.t(), blocks, alpha=scale)
             return y
-        adapters, rows = len(kernel), shared.shape[-2]
+        adapters = len(kernel)
+        rows = shared.shape[-2]
         if tokens > 1:
             z = z.view(adapters, tokens, -1, rows).transpose(1, 2)
         blocks = torch.bmm(z.reshape(adapters, -1, rows), shared)
@@ -195,7 +198,9 @@ def add_product(total: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) 
     """
     if total.dim() == 2:
         return total.addmm_(left, right, alpha=scale)
-    rows, count, columns = left.shape[1], left.shape[2], right.shape[2]
+    rows = left.shape[1]
+    count = left.shape[2]
+    columns = right.shape[2]
     if count == 1:
         return total.addcmul_(left, right, value=scale)
     whole = total.is_contiguous()

@@ -68,7 +68,8 @@ def check_own(transform: Transform, own: Mapping[str, object]) -> None:
     Raises:
         SpecError: they are not those of the protocol (BS214).
     """
-    expected, actual = sorted({*transform.roles} - {*transform.pooled}), sorted(own)
+    expected = sorted({*transform.roles} - {*transform.pooled})
+    actual = sorted(own)
     if actual != expected:
         why = f"`own` gives the roles {actual}, and `owned` says {expected}"
         raise transform_error(transform, why)

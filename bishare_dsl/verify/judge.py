@@ -326,7 +326,8 @@ def _measure(
     errors = [
         {name: rms(candidate - move) for name, move in moves.items()} for candidate in candidates
     ]
-    slope, correlation = 0.0, 0.0
+    slope = 0.0
+    correlation = 0.0
     in_both = ~np.isnan(shift)
     x = moves[ADAPTER][in_both]
     y = (change - shift)[in_both]
@@ -395,7 +396,9 @@ def _judge_texts(verdict: Verdict, asked: Asked, greedy: Sequence[tuple[str, str
 
     Texts that the base and the adapter continue in one way tell nothing.
     """
-    count, as_base, as_adapter = 0, 0, 0
+    count = 0
+    as_base = 0
+    as_adapter = 0
     for (of_base, of_adapter), answer in zip(greedy, asked.adapter, strict=False):
         if of_base != of_adapter:
             count += 1

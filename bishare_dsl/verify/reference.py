@@ -110,7 +110,8 @@ def read_contents(
     try:
         folder = adapter_folder(place)
         stored, fitting = read_fitting(folder, base, model)
-        plan, tensors = stored.plan, stored.tensors()
+        plan = stored.plan
+        tensors = stored.tensors()
         check_linear([t for t in plan.terms if not t.is_magnitude], "verify the adapter")
         if is_peft(folder):
             # Weights of the base, such as a longer token table, which may be trained.
@@ -186,7 +187,9 @@ class Reference:
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
     ) -> None:
-        self.model, self.tokenizer, self.texts = model, tokenizer, texts
+        self.model = model
+        self.tokenizer = tokenizer
+        self.texts = texts
         self.maps = linear_maps(model)
         ids = [tokenizer(text)["input_ids"] for text in texts]
         self._last = torch.tensor([len(text_ids) - 1 for text_ids in ids])
@@ -259,7 +262,8 @@ class Reference:
     def _columns(self) -> dict[int | str, int]:
         """The ids of tokens: themselves, and by texts that belong to a single token."""
         texts = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])
-        counts, names = Counter(texts), self.tokenizer.get_vocab()
+        counts = Counter(texts)
+        names = self.tokenizer.get_vocab()
         ids = names | {text: i for i, text in enumerate(texts) if counts[text] == 1}
         rows = range(self.base.shape[1])
         return {i: i for i in rows} | {text: i for text, i in ids.items() if i in rows}

@@ -133,16 +133,21 @@ class Server:
     """
 
     def __init__(self, url: str, until: float = float("inf"), seconds: float = 120.0) -> None:
-        self.url, self._until, self._seconds = "the given address", until, seconds
+        self.url = "the given address"
+        self._until = until
+        self._seconds = seconds
         self._forms = list(_REQUEST_FORMS)
         try:
             parts = urlsplit(url if url.isprintable() and " " not in url else "")
-            self._host, self._port = parts.hostname or "", parts.port
+            self._host = parts.hostname or ""
+            self._port = parts.port
         except ValueError:
-            parts, self._host = urlsplit(""), ""
+            parts = urlsplit("")
+            self._host = ""
         if not self._host or parts.scheme not in ("http", "https"):
             raise self.fails("cannot be asked: give its URL as in http://localhost:8000/v1")
-        self._secure, self._path = parts.scheme == "https", parts.path.rstrip("/")
+        self._secure = parts.scheme == "https"
+        self._path = parts.path.rstrip("/")
         place = parts.netloc.rpartition("@")[2]
         self.url = f"{parts.scheme}://{place}{self._path}"
         if place != parts.netloc or parts.query:
@@ -381,7 +386,8 @@ def distance(one: Sequence[Answer], other: Sequence[Answer]) -> float:
         if isinstance(a, str) or isinstance(b, str):
             differences.append(a != b)
             continue
-        least_a, least_b = min(a.values()), min(b.values())
+        least_a = min(a.values())
+        least_b = min(b.values())
         differences += [a.get(token, least_a) - b.get(token, least_b) for token in a.keys() | b]
     return rms(differences)
 

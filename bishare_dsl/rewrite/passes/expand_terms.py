@@ -49,7 +49,8 @@ class ExpandTerms(Pass):
     shapes: tuple[tuple[int, int], ...]
 
     def run(self, region: RegionGraphs) -> None:
-        graph, targets = region.forward, {target.path: target for target in self.targets}
+        graph = region.forward
+        targets = {target.path: target for target in self.targets}
         base = set(graph.nodes)
         terms = _Terms(region, self.shapes)
         # In call order: inputs computed by earlier calls then already include those calls' terms.
@@ -99,7 +100,9 @@ class _Terms:
 
     def __init__(self, region: RegionGraphs, shapes: tuple[tuple[int, int], ...]) -> None:
         graph = region.forward
-        self.region, self.graph, self.call = region, graph, graph.call_function
+        self.region = region
+        self.graph = graph
+        self.call = graph.call_function
         self.constants: dict[int, fx.Node] = {}
         self.input: fx.Node | None = None  # of the update that is not linear, while it is traced
         self.first = next(node for node in graph.nodes if node.op != "placeholder")
@@ -114,7 +117,8 @@ class _Terms:
 
     def add(self, target: Target, call: fx.Node) -> None:
         """Add the terms of a target to the result of a call of it."""
-        x, total = read_by(call), call
+        x = read_by(call)
+        total = call
         ups: list[fx.Node] = []
         for use in target.terms:
             users = [*total.users]
@@ -196,7 +200,8 @@ class _Terms:
             args = (*args, self.dropped(ids, use.dropout, ops.kept_ones))
         z = self.call(ops.look_up, args)
         if lookup.scaled:
-            scale, weight = self.graph.get_attr("embed_scale"), self.graph.get_attr("weight")
+            scale = self.graph.get_attr("embed_scale")
+            weight = self.graph.get_attr("weight")
             z = self.call(ops.times, (z, scale, weight))
         z.meta[ROWS] = use.rows
         return self.call(ops.up, (total, z, b, *_scale(use)))

@@ -20,7 +20,8 @@ class HoistFactors(Pass):
     """
 
     def run(self, region: RegionGraphs) -> None:
-        forward, assembly = region.forward, region.assembly
+        forward = region.forward
+        assembly = region.assembly
         call = region.factors_call()
         nodes = region.factor_nodes()
         output = next(node for node in assembly.nodes if node.op == "output")

@@ -25,7 +25,8 @@ class ShareFactors(Pass):
         for node in list(graph.nodes):
             if ADDED not in node.meta:
                 continue
-            args, kwargs = freeze(node.args, numbers), freeze(node.kwargs, numbers)
+            args = freeze(node.args, numbers)
+            kwargs = freeze(node.kwargs, numbers)
             if (twin := seen.setdefault((node.op, node.target, args, kwargs), node)) is not node:
                 node.replace_all_uses_with(twin)
                 graph.erase_node(node)

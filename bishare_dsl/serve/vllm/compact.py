@@ -51,7 +51,9 @@ class SlotLoRA(LoRAModel):
         packed: Tensor | None = None,
     ):
         super().__init__(lora_id, 1, {})
-        self.stamp, self.number, self.packed = stamp, number, packed
+        self.stamp = stamp
+        self.number = number
+        self.packed = packed
 
 
 class CompactManager(LRUCacheLoRAModelManager):
@@ -67,7 +69,8 @@ class CompactManager(LRUCacheLoRAModelManager):
     modules: dict[str, Any]
 
     def __init__(self, plans: Plans, *, vllm_config: Any, **settings: Any):
-        self.plans, self._vllm_config = plans, vllm_config
+        self.plans = plans
+        self._vllm_config = vllm_config
         self.banks: dict[int, Slots] = {}
         self.steps: dict[int, Step] = {}
         self.batches: dict[int, Batch] = {}
@@ -86,7 +89,8 @@ class CompactManager(LRUCacheLoRAModelManager):
         """
         stamp = stamp_of(folder)
         read = read_any(folder, self.plans.base, self._frozen.tensors)
-        number, tensors = self.plans.number_of(folder, read), read.tensors()
+        number = self.plans.number_of(folder, read)
+        tensors = read.tensors()
         if number not in self.banks:
             # Steps run in inference mode, but `write` updates the slots outside of it too.
             with torch.inference_mode(False):
@@ -125,11 +129,13 @@ class CompactManager(LRUCacheLoRAModelManager):
         for name, parts in layers.items():
             if name not in self._kernels:
                 raise AdapterError(codes.LAYER_NOT_ADAPTED(site=parts[0].path))
-        dtype, shares = self.lora_config.lora_dtype, library is not None
+        dtype = self.lora_config.lora_dtype
+        shares = library is not None
         bank = Slots(plan, self.lora_slots, tensors, dtype, self.device, library=shares)
         site = {site.path: site for site in plan.sites}
         for name, parts in layers.items():
-            kernels, sites = self._kernels[name], {part.number: site[part.path] for part in parts}
+            kernels = self._kernels[name]
+            sites = {part.number: site[part.path] for part in parts}
             widths = {number: site.d_out for number, site in sites.items()}
             places = local_outputs(kernels.layer, widths)
             outputs = [Outputs(site.path, *places[number]) for number, site in sites.items()]
@@ -176,13 +182,15 @@ class CompactManager(LRUCacheLoRAModelManager):
         super()._create_lora_modules()
         self._wrapping = False
         # vLLM would give factors to the layers in `modules` when an adapter becomes active.
-        layers, self.modules = self.modules, {}
+        layers = self.modules
+        self.modules = {}
         self._kernels = {name: Kernels(name, self, layer) for name, layer in layers.items()}
         for name, kernels in self._kernels.items():
             set_kernels(self._vllm_config, name, kernels.layer, kernels)
         for folder in self.plans.folders:
             self.read(1, folder)
-        self._permanent, self._awaited = frozenset(self.banks), None
+        self._permanent = frozenset(self.banks)
+        self._awaited = None
 
     def create_dummy_lora(self, lora_id: int, *_: Any) -> LoRAModel:
         return self.create_empty(lora_id)
@@ -263,7 +271,9 @@ class Kernels:
     """
 
     def __init__(self, name: str, manager: CompactManager, layer: Any):
-        self.name, self.layer, self._manager = name, layer, manager
+        self.name = name
+        self.layer = layer
+        self._manager = manager
         self._plans: list[_Served] = []
 
     def serve(
@@ -298,8 +308,10 @@ class Kernels:
         Returns:
             The values by their names in `Layout.changes`. Only this process's outputs are computed.
         """
-        plan, layout = self._manager.plans.held[number].plan, self._manager.banks[number].layout
-        changes, site = dict[str, Tensor](), {site.path: site for site in plan.sites}
+        plan = self._manager.plans.held[number].plan
+        layout = self._manager.banks[number].layout
+        changes: dict[str, Tensor] = {}
+        site = {site.path: site for site in plan.sites}
         for served in (served for served in self._plans if served.number == number):
             scaled = [
                 part for part in served.with_magnitude if layout.changes[part.path] not in tensors
@@ -314,7 +326,8 @@ class Kernels:
             products_of = products.split([len(a) for a, _ in pairs])
             for part, (a, b), along in zip(scaled, pairs, products_of, strict=True):
                 own = slice(None) if part.site_indices is None else part.site_indices.cpu()
-                term, place = plan.magnitude(part.path), part.place
+                term = plan.magnitude(part.path)
+                place = part.place
                 assert term is not None
                 mu = tensors[term.tensors["mu"]].float()
                 ratio = ratio_of_lengths(squares[place], along[:, place], a, b[:, own])

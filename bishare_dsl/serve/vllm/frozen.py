@@ -33,7 +33,8 @@ class FrozenCache:
             ModelError: the base's weights cannot be read (BS501 to BS514).
         """
         tensors = stored.tensors(with_base=True)
-        drawn, marks = stored.config.ways("seed"), stored.config.marks
+        drawn = stored.config.ways("seed")
+        marks = stored.config.marks
         if self._last[0] != (key := (stored.plan.digest, drawn, marks)):
             frozen = {name: tensors[name] for name in drawn}
             if marks:

@@ -51,8 +51,10 @@ class Plans:
         lora = config.lora_config
         self.base = inspect_config(config.model_config.hf_config)
         self.held: list[Held] = []
-        self._rows, self._dtype = lora.max_loras + 1, lora.lora_dtype
-        self._left, self.grows = granted.bishare_slots_gib, True
+        self._rows = lora.max_loras + 1
+        self._dtype = lora.lora_dtype
+        self._left = granted.bishare_slots_gib
+        self.grows = True
         self.folders = granted.bishare_plans
         for folder in self.folders:
             self.number_of(folder, read_any(folder, self.base))
@@ -84,7 +86,8 @@ class Plans:
 def _difference(new: Held, served: Held) -> str | None:
     """Describe how an adapter's plan or library differs from a served one; None if they are equal."""
     if new.plan is not served.plan:
-        ours, theirs = _parts(new.plan), _parts(served.plan)
+        ours = _parts(new.plan)
+        theirs = _parts(served.plan)
         for part in {**ours, **theirs}:
             if ours.get(part) != theirs.get(part):
                 return part

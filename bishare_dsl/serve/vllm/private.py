@@ -78,7 +78,8 @@ def install_check(start: Callable[[Any], None], check: Callable[[str, str, str],
         start: called with vLLM's config when an engine that serves adapters starts.
         check: the check.
     """
-    begin, validate = InputProcessor.__init__, InputProcessor._validate_lora
+    begin = InputProcessor.__init__
+    validate = InputProcessor._validate_lora
 
     def begun(self: Any, vllm_config: Any, *others: Any, **more: Any) -> None:
         begin(self, vllm_config, *others, **more)
@@ -244,7 +245,8 @@ def local_outputs(layer: Any, widths: Mapping[int, int]) -> dict[int, tuple[slic
     ]
     if layer.tp_size > 1:
         rows = layer.slice_lora_b(rows) if layer.n_slices > 1 else [layer.slice_lora_b(rows[0])]
-    outputs, start = {}, 0
+    outputs = {}
+    start = 0
     for number, size in enumerate(layer.output_slices):
         if (part := rows[number]) is not None:
             whole = size == widths[number]
@@ -287,10 +289,13 @@ def weight_products(
     Raises:
         AdapterError: the weight is quantised and cannot be read (BS623).
     """
-    base, method, width = layer.base_layer, layer._get_quant_method(), layer.input_size
+    base = layer.base_layer
+    method = layer._get_quant_method()
+    width = layer.input_size
     a = (a if inputs is None else a[:, inputs.cpu()]).to(layer.device)
     weight: Any = getattr(base, "weight", None)
-    plain, outputs = isinstance(method, UnquantizedLinearMethod), sum(layer.output_slices)
+    plain = isinstance(method, UnquantizedLinearMethod)
+    outputs = sum(layer.output_slices)
     stored = plain and weight is not None and weight.shape == (outputs, width)
     squares = torch.zeros(outputs, device=layer.device)
     along = torch.zeros(len(a), outputs, device=layer.device)

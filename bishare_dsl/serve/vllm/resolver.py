@@ -27,7 +27,8 @@ class FolderResolver(LoRAResolver):
     """
 
     def __init__(self, root: str, place: Callable[[str, Path, str], str]):
-        self._root, self._place = Path(root).resolve(), place
+        self._root = Path(root).resolve()
+        self._place = place
         if not self._root.is_dir():
             raise ValueError(f"VLLM_LORA_RESOLVER_CACHE_DIR is not a folder: {root}")
 

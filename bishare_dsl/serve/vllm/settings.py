@@ -54,7 +54,8 @@ def granted(config: Any) -> Granted | None:
         return Granted.model_validate(own)
     except ValidationError as error:
         wrong = error.errors()[0]
-        setting, problem = wrong["loc"][0], wrong["msg"]
+        setting = wrong["loc"][0]
+        problem = wrong["msg"]
         raise AdapterError(codes.BAD_SERVER_SETTING(setting=setting, problem=problem)) from error
 
 

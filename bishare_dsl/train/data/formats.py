@@ -148,9 +148,11 @@ def read_row(row: Row, place: str, format: Format, *, chats: bool) -> Plain | Ch
     Raises:
         BadRow: the row is invalid; ``place`` locates it.
     """
-    says, options = row.get("completion"), row.get(OPTIONS)
+    says = row.get("completion")
+    options = row.get(OPTIONS)
     if options is not None and not isinstance(says, str):
-        reason, help = "they go with a `completion` that is a text", "write the right option as it"
+        reason = "they go with a `completion` that is a text"
+        help = "write the right option as it"
         raise BadRow(codes.BAD_OPTIONS(place=place, reason=reason, help=help))
 
     def field(name: str) -> Any:
@@ -180,7 +182,8 @@ def read_row(row: Row, place: str, format: Format, *, chats: bool) -> Plain | Ch
     if isinstance(row.get("prompt"), list):
         asked = chat("prompt")
         return Chat([*asked, *chat("completion")], len(asked))
-    prompt, says = text("prompt", filled=True), text("completion")
+    prompt = text("prompt", filled=True)
+    says = text("completion")
     return Plain(prompt, says, () if options is None else _options(options, says, place))
 
 
@@ -244,7 +247,8 @@ def split_off(
     columns = ([row.get(field) for field in fields] for row in rows.table)
     texts = (json.dumps(content, sort_keys=True, default=str) for content in columns)
     keys = [hashlib.sha256(f"{seed} {text}".encode()).digest() for text in texts]
-    sizes, held_out = Counter(keys), set[bytes]()
+    sizes = Counter(keys)
+    held_out: set[bytes] = set()
     left = round(size * len(rows)) if isinstance(size, float) else size
     for key in sorted(sizes):
         if sizes[key] <= left:

@@ -110,7 +110,8 @@ def _read_file(path: Path) -> Rows:
     except (OSError, ValueError) as error:
         help = "save the file as UTF-8" if isinstance(error, UnicodeDecodeError) else None
         raise DataError(codes.UNREADABLE(path=path, reason=one_line(error), help=help)) from error
-    problems, places = list[Problem](), list[str]()
+    problems: list[Problem] = []
+    places: list[str] = []
     for number, row in read:
         places.append(f"{path}:{number}" if by_line else f"{path}, row {number}")
         if not isinstance(row, dict):
@@ -145,17 +146,21 @@ def _rows_in(path: Path, kind: str, text: str) -> tuple[bool, list[tuple[int, An
         if isinstance(rows, list):
             return False, [*enumerate(rows, 1)]
         if kind == ".json":
-            reason, help = "it is not a list of rows", advise("row", "dict")
+            reason = "it is not a list of rows"
+            help = advise("row", "dict")
             raise DataError(codes.UNREADABLE(path=path, reason=reason, help=help))
     return True, [*_read_json(text)]
 
 
 def _read_json(text: str) -> Iterator[tuple[int, Any]]:
     """Yield the values that stand one after another, each with its line, or that of what is wrong."""
-    decoder, line, end = json.JSONDecoder(), 1, 0
+    decoder = json.JSONDecoder()
+    line = 1
+    end = 0
     # A line separator in a text, such as U+2028, ends no line.
     while letter := _LETTER.search(text, end):
-        line, start = line + text.count("\n", end, letter.start()), letter.start()
+        line = line + text.count("\n", end, letter.start())
+        start = letter.start()
         try:
             row, end = decoder.raw_decode(text, start)
             pairs = json.loads(text[start:end], object_pairs_hook=list)
@@ -170,7 +175,8 @@ def _read_json(text: str) -> Iterator[tuple[int, Any]]:
         line += text.count("\n", start, end)
 
 
-_LETTER, _ROW = re.compile(r"\S"), re.compile(r"\n(?=\s*[{\[])")
+_LETTER = re.compile(r"\S")
+_ROW = re.compile(r"\n(?=\s*[{\[])")
 
 
 def _why(text: str, row: str, error: Exception) -> _Unread:

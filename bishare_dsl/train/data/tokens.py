@@ -39,7 +39,9 @@ class Encoder:
     """
 
     def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase, *, whole: bool):
-        self._name, self._tokenizer, self._whole = name, tokenizer, whole
+        self._name = name
+        self._tokenizer = tokenizer
+        self._whole = whole
 
     def __call__(self, row: Plain | Chat, place: str) -> Tokens | None:
         """Encode a row; return None if it has no trained token.
@@ -80,7 +82,9 @@ class Encoder:
             BadRow: the options are indistinguishable, or all tokens are trained on (BS726).
         """
         ids, trained = tokens
-        start, answers, reason = trained.index(True), list[list[int]](), ""
+        start = trained.index(True)
+        answers: list[list[int]] = []
+        reason = ""
         for option in row.options:
             spans = [(len(row.prompt), len(row.prompt + option))]
             answer, _ = self._ended(*self._tokens(row.prompt + option, spans, special=True))
@@ -110,7 +114,8 @@ class Encoder:
         ids = self._ids("", special)
         trained = [False] * len(ids)
         for start, end in pairwise(sorted({0, len(text), *(edge for s in spans for edge in s)})):
-            longer, known = self._ids(text[:end], special), len(ids)
+            longer = self._ids(text[:end], special)
+            known = len(ids)
             if longer[:known] != ids:
                 apart = ids + self._ids(text[start:end], special=False)
                 if self._tokenizer.decode(apart) == self._tokenizer.decode(longer):
@@ -126,7 +131,8 @@ class Encoder:
         """Tokenise a text without adding end tokens."""
         how = {"add_special_tokens": special, "return_special_tokens_mask": True}
         encoded = self._tokenizer(text, verbose=False, **how)
-        ids, added = encoded["input_ids"], encoded["special_tokens_mask"]
+        ids = encoded["input_ids"]
+        added = encoded["special_tokens_mask"]
         while special and ids and added[len(ids) - 1] and ids[-1] != self._tokenizer.bos_token_id:
             ids = ids[:-1]
         return list(ids)
@@ -137,13 +143,15 @@ class Encoder:
         if eos is None:
             raise DataError(codes.NO_END_TOKEN())
         while ids and ids[-1] == eos:
-            ids, trained = ids[:-1], trained[:-1]
+            ids = ids[:-1]
+            trained = trained[:-1]
         return self._without_first([*ids, eos], [*trained, True])
 
     def _without_first(self, ids: list[int], trained: list[bool]) -> Tokens:
         """Mask the first token, and drop a duplicate beginning-of-text token."""
         if len(ids) > 1 and ids[0] == ids[1] == self._tokenizer.bos_token_id:
-            ids, trained = ids[1:], trained[1:]
+            ids = ids[1:]
+            trained = trained[1:]
         return ids, [False, *trained[1:]]
 
     def _render(self, messages: Messages, turns: list[int]) -> tuple[str, list[Span]]:
@@ -161,7 +169,8 @@ class Encoder:
             through = self._apply(messages[: turn + 1]).rstrip()
             if not through.startswith(prompt):
                 raise _HiddenError(f"turn {turn + 1} does not begin as the model is prompted to")
-            start, answer = len(prompt), through[len(prompt) :]
+            start = len(prompt)
+            answer = through[len(prompt) :]
             if not text.startswith(through):  # Such as a system prompt that moves to the last turn.
                 start = text.find(answer, spans[-1][1] if spans else 0)
                 if start < 0 or not answer.endswith(self._ends):

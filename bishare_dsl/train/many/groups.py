@@ -64,11 +64,13 @@ def k_means(points: Tensor, count: int, seed: int) -> Tensor:
     if not 1 <= count <= len(points):
         raise ValueError(f"{count} groups of {len(points)} points")
     draw = torch.Generator().manual_seed(seed)
-    best, least = torch.zeros(len(points), dtype=torch.long), math.inf
+    best = torch.zeros(len(points), dtype=torch.long)
+    least = math.inf
     for _ in range(STARTS):
         labels, spread = _one_start(points, count, draw)
         if spread < least - SMALLEST:
-            best, least = labels, spread
+            best = labels
+            least = spread
     return _numbered(best)
 
 

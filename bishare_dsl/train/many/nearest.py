@@ -60,7 +60,8 @@ class Rows:
 def rows_of(task: Task, seed: int) -> Rows:
     """Divide the examples of a task. Held-out examples judge, or else those that the first ones leave."""
     examples = [needed_tokens(row) for row in task.examples]
-    choosing, judging = examples, [needed_tokens(row) for row in task.held_out]
+    choosing = examples
+    judging = [needed_tokens(row) for row in task.held_out]
     if not judging:
         # Files are often sorted by their answers.
         draw = torch.Generator().manual_seed(seed)
@@ -166,7 +167,8 @@ def _train_from_zero(
         examples = cast(Dataset, rows[name].choosing)
         tasks.append(replace(task_of[name], examples=examples, trains=True, members=()))
     steps = replace(prepared.steps, tasks=tasks, most=LIBRARY_PACE.steps)
-    bank, model = adapters.bank, adapters.model
+    bank = adapters.bank
+    model = adapters.model
     numbers = [adapters.names.index(name) for name in names]
     schedule = schedule_of(prepared.args, prepared.warm_up(len(steps)), len(steps))
     initial = bank.own.detach().clone()

@@ -294,7 +294,8 @@ class Composed(Transform):
             needed = self.rank_of(first, rank)
             fitted = first.transform.rows(needed, site)
             if later and fitted != needed:
-                name, after = first.step.transform, later[0].step.transform
+                name = first.step.transform
+                after = later[0].step.transform
                 raise ValueError(f"{name} gives {fitted} rows, and {after} after it needs {needed}")
             rows[place] = rank if later else fitted
         if rows["A"] != rows["B"]:
@@ -433,7 +434,8 @@ class Composed(Transform):
         """Return the factor of a first step as a matrix; of a gated one the matrices before their sum."""
         from bishare_dsl.transforms.factor import as_factor
 
-        own, own_rank = step.tensors(tensors), self.rank_of(step, rank)
+        own = step.tensors(tensors)
+        own_rank = self.rank_of(step, rank)
         if step.gate is not None:
             return step.transform.stacked(step.place, own, own_rank, side)
         return as_factor(step.transform.factor(step.place, own, own_rank, side)).dense()

@@ -50,7 +50,8 @@ class Grid(Transform):
     def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
         import torch
 
-        part, rows = side // self.blocks, rank // self.blocks
+        part = side // self.blocks
+        rows = rank // self.blocks
         columns = [tensors[role][:, i * part : (i + 1) * part] for i in range(self.blocks)]
         if role == "A":
             diagonal: Tensor = torch.block_diag(*columns)

@@ -38,6 +38,7 @@ class Hadamard(Transform):
         return rank**2
 
     def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
-        one, other = tensors[role][:, :side], tensors[f"{role}_2"]
+        one = tensors[role][:, :side]
+        other = tensors[f"{role}_2"]
         # (r, r, side) to (r * r, side)
         return (one.unsqueeze(1) * other.unsqueeze(0)).flatten(0, 1)

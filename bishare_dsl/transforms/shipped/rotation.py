@@ -39,7 +39,8 @@ class Rotation(Transform):
     )
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
-        width, chunks = one_width(widths), self._chunks(role)
+        width = one_width(widths)
+        chunks = self._chunks(role)
         if chunks > width:
             raise ValueError(f"{chunks:,} chunks are more than its {width:,} columns")
         return rank, math.ceil(width / chunks)
