@@ -20,6 +20,12 @@ PROMPT = "what is shared?"
 TOKENS = 6
 
 
+ROUTED = """spec routed
+target q_proj
+share s  per module  rank 4  via Core(count = 2) gate softmax of A x
+"""
+
+
 class Adapters(Server):
     """A server in compact mode, and what bishare itself writes with each of its adapters."""
 
@@ -61,8 +67,9 @@ class Adapters(Server):
             ("other-base", "bishare_ke", tiny_model("llama", num_hidden_layers=3)),
             ("other-weights", "bishare_ke", other),
             ("no-matrix", "hydralora", model),
+            ("routed", ROUTED, model),
         ):
-            compile_spec(spec, base, params=TINY[spec])
+            compile_spec(spec, base, params=TINY.get(spec, {}))
             base.bishare.save_pretrained(self.adapters / name)
             base.bishare.unload()
 
@@ -92,6 +99,7 @@ BROKEN = {
     "other-plan": "BS650",
     "other-base": "BS613",
     "no-matrix": "BS633",
+    "routed": "BS633",
 }
 
 
