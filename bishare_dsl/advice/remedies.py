@@ -30,6 +30,7 @@ _BY_FACT: dict[type, Callable[[Any, Question], Iterator[Remedy]]] = {
     of_plan.JoinedTowers: values.joined_towers,
     of_plan.KeylessRole: values.keyless_role,
     of_plan.LetAsNumber: values.let_as_number,
+    of_plan.NeedsMatrix: values.needs_matrix,
     of_plan.NoMagnitude: values.no_magnitude,
     of_plan.NoProbability: values.no_probability,
     of_plan.NoPool: pools.no_pool,

@@ -12,6 +12,7 @@ from bishare_dsl.plan.facts import (
     JoinedTowers,
     KeylessRole,
     LetAsNumber,
+    NeedsMatrix,
     NoMagnitude,
     NoProbability,
     Start,
@@ -47,9 +48,13 @@ _FAULTS = {
 _STARTS = {
     StartFault.TWO_ZEROS: "one of them alone starts at zero; a gain starts at a number, a factor at a word"
 }
+_MATRICES = {
+    NeedsMatrix.EXPERT: "`where expert == none` leaves all experts out",
+    NeedsMatrix.EMBEDDING: "`where layer != none` leaves out what is in no block",
+}
 _MAGNITUDES = {
-    NoMagnitude.EXPERT: "`where expert == none` leaves all experts out",
-    NoMagnitude.EMBEDDING: "`where layer != none` leaves out what is in no block",
+    NoMagnitude.EXPERT: _MATRICES[NeedsMatrix.EXPERT],
+    NoMagnitude.EMBEDDING: _MATRICES[NeedsMatrix.EMBEDDING],
     NoMagnitude.NOT_A_MATRIX: "`plain` leaves the lengths out: `magnitude per module plain`",
 }
 
@@ -176,6 +181,11 @@ def named_like_modules(fact: NamedLikeModules, question: Question) -> Iterator[R
         help = f"`where {fact.name}` selects these modules; or give the share another name"
         yield Remedy(help, (Edit(end, f" where {fact.name}"),))
     yield Remedy(f"`where {fact.name}` selects these modules; or give the share another name")
+
+
+def needs_matrix(fact: NeedsMatrix, question: Question) -> Iterator[Remedy]:
+    """Leave out modules that only a matrix can adapt."""
+    yield Remedy(_MATRICES[fact])
 
 
 def no_magnitude(fact: NoMagnitude, question: Question) -> Iterator[Remedy]:

@@ -22,7 +22,14 @@ from bishare_dsl.diagnostics.record import Record
 from bishare_dsl.models.parts import parts_outside
 from bishare_dsl.models.site import Architecture, LeftOut, Site, layers_of
 from bishare_dsl.plan.check import check, rank_of
-from bishare_dsl.plan.facts import JoinedTowers, NoMagnitude, NoPool, NothingSelected, UnequalPool
+from bishare_dsl.plan.facts import (
+    JoinedTowers,
+    NeedsMatrix,
+    NoMagnitude,
+    NoPool,
+    NothingSelected,
+    UnequalPool,
+)
 from bishare_dsl.plan.in_full import train
 from bishare_dsl.plan.names import attribute, key_name, owner, short_path, start_name
 from bishare_dsl.plan.plan import Plan, Pool, Tensor, Term
@@ -89,6 +96,7 @@ def build_plan(spec: m.Spec, architecture: Architecture) -> tuple[Plan, tuple[Pr
         spec_settings.add(meant.meeting(spec, placed))
         # The magnitude scales all terms, so it comes last.
         terms.sort(key=lambda term: term.is_magnitude)
+        spec_settings.add(_no_matrices(spec, target, terms))
         spec_settings.add(_unscaled(spec, target, terms))
     raise_errors(PlanError, spec_settings.problems)
     adapted = {term.site for term in terms}
@@ -171,6 +179,36 @@ def _names(spec_settings: SpecSettings, sites: Sites) -> Iterator[Problem]:
             yield from sites.vocabulary.without_value(mention, sites.domain_of(mention))
 
 
+def _is_embedding(site: Site) -> bool:
+    """Whether a module that uses the weight looks up its rows, as far as its name tells."""
+    in_block = site.layer is not None
+    return not in_block and any("embeddings" in parts_outside(kind) for kind in site.kinds)
+
+
+def _no_matrices(spec: m.Spec, target: Sequence[Site], terms: Sequence[Term]) -> Iterator[Problem]:
+    """Report modules that only a matrix can adapt and a share with another update, once per share."""
+    sites = {site.path: site for site in target}
+    index_of = {share.name: index for index, share in enumerate(spec.shares)}
+    reported: set[tuple[str, NeedsMatrix]] = set()
+    for term in terms:
+        if term.linear or term.is_magnitude:
+            continue
+        site = sites[term.site]
+        if site.expert is not None:
+            fact = NeedsMatrix.EXPERT
+            why = "experts are computed together, each by one matrix"
+        elif _is_embedding(site):
+            fact = NeedsMatrix.EMBEDDING
+            why = "an embedding looks up rows of one"
+        else:
+            continue
+        if (term.share, fact) in reported:
+            continue
+        reported.add((term.share, fact))
+        loc: Loc = ("shares", index_of[term.share], "via")
+        yield codes.NO_MATRIX(share=term.share, path=site.path, why=why, loc=loc, fact=fact)
+
+
 def _unscaled(spec: m.Spec, target: Sequence[Site], terms: Sequence[Term]) -> Iterator[Problem]:
     """Report sites that a magnitude cannot scale, once per reason."""
     scaled = {term.site: term for term in terms if term.is_magnitude}
@@ -184,7 +222,7 @@ def _unscaled(spec: m.Spec, target: Sequence[Site], terms: Sequence[Term]) -> It
         if site.expert is not None:
             fact = NoMagnitude.EXPERT
             why = "experts are computed together, without an output of each module"
-        elif any("embeddings" in parts_outside(kind) for kind in site.kinds if site.layer is None):
+        elif _is_embedding(site):
             fact = NoMagnitude.EMBEDDING
             why = "an embedding looks up rows, and multiplies nothing by a weight"
         elif site.path in other and not term.options["plain"]:

@@ -150,6 +150,13 @@ class Start(Record):
     frozen: tuple[str, ...]
 
 
+class NeedsMatrix(Enum):
+    """Where an update has to be a matrix."""
+
+    EXPERT = auto()
+    EMBEDDING = auto()
+
+
 class NoMagnitude(Enum):
     """Why a magnitude cannot scale a module."""
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bishare_dsl import compile_spec, parse_spec, plan_spec
-from bishare_dsl.diagnostics import AdapterError, ModelError
+from bishare_dsl.diagnostics import AdapterError, PlanError
 from bishare_dsl.testing.models import tiny_model
 from tests.support.checks import check_against_reference, check_spec, randomize
 
@@ -133,7 +133,7 @@ def test_merging_exporting_and_mixed_batches_are_refused_by_the_name_of_the_gate
 def test_an_embedding_takes_no_gate():
     share = "share s per module rank 2 via B Mix(count_B = 2) gate softmax"
     text = f"spec s target embed_tokens {share}"
-    with pytest.raises(ModelError, match=r"BS403.*must be a matrix"):
+    with pytest.raises(PlanError, match=r"BS327.*`model.embed_tokens`: an embedding looks up rows"):
         compile_spec(parse_spec(text), tiny_model())
 
 

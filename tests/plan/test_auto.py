@@ -31,8 +31,9 @@ def short_models():
 
 
 NOT_EVERYWHERE = {
-    # Experts have no output to scale, and IA3 needs keys and values that are not fused.
+    # Experts have no output to scale and no router of their own, and IA3 needs keys and values that are not fused.
     "dora": ["BS323"],
+    "hydralora": ["BS327"],
     "ia3": ["BS323", "BS301"],
 }
 

@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from bishare_dsl import plan_spec
-from bishare_dsl.diagnostics import BishareError
+from bishare_dsl.diagnostics import BishareError, BishareWarning, PlanError
 from bishare_dsl.models import inspect_model
 
 UNTIED, TIED = "llama-7b", "smollm2-135m"
@@ -34,6 +34,34 @@ def test_one_of_two_tied_modules_is_refused(named):
     remedy = "`target lm_head, embed_tokens` adapts it for all of them"
     with pytest.raises(BishareError, match=f"(?s)BS315.*{remedy}"):
         planned(f"target {named}, q_proj share x per module rank 4", TIED)
+
+
+@pytest.mark.parametrize(
+    "update", ["via Experts(count = 2)", "via B Mix(count_B = 2) gate softmax"]
+)
+@pytest.mark.parametrize(
+    ("model", "target", "path", "remedy"),
+    [
+        (UNTIED, "embed_tokens", "model.embed_tokens", "where layer != none"),
+        (TIED, "lm_head, embed_tokens", "lm_head", "where layer != none"),
+        (
+            "mixtral-8x7b",
+            "parent experts",
+            "model.layers.0.mlp.experts.0.gate_proj",
+            "where expert == none",
+        ),
+    ],
+)
+def test_only_a_matrix_adapts_an_embedding_or_an_expert(model, target, path, remedy, update):
+    text = f"target q_proj, {target}\nshare x {{}} per module rank 2 {update}"
+    with pytest.raises(
+        PlanError, match=rf"BS327\S*: share `x` adds no matrix to `{path}`"
+    ) as error:
+        planned(text.format(""), model)
+    assert f"`{remedy}`" in str(error.value)
+    with pytest.warns(BishareWarning, match="BS308"):
+        plan = planned(text.format(remedy), model)
+    assert {term.site.rpartition(".")[2] for term in plan.terms} == {"q_proj"}
 
 
 def test_a_kind_that_blocks_have_means_those_and_a_path_the_other():

@@ -8,8 +8,9 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from bishare_dsl import compile_spec
-from bishare_dsl.diagnostics import BishareWarning, ModelError
+from bishare_dsl.diagnostics import BishareWarning, ModelError, PlanError
 from bishare_dsl.models.inspect import linear_maps
+from bishare_dsl.plan import build
 from bishare_dsl.transforms import Width, effective_pair, load_transform
 from tests.support.checks import regions
 
@@ -169,6 +170,11 @@ def test_an_implementation_of_a_users_own_runs_one_by_one():
         assert torch.equal(model(IDS).logits, expected)
 
 
-def test_what_is_no_matrix_is_refused():
-    with pytest.raises(ModelError, match="must be a matrix"):
-        adapt(mixture(), "share x per module rank 2 via Experts")
+def test_what_is_no_matrix_is_refused(monkeypatch):
+    share = "share x per module rank 2 via Experts"
+    with pytest.raises(PlanError, match=r"BS327.*experts\.0\."):
+        adapt(mixture(), share)
+    # As if no name in their paths said that they are experts.
+    monkeypatch.setattr(build, "_no_matrices", lambda *given: ())
+    with pytest.raises(ModelError, match="an expert must be a matrix"):
+        adapt(mixture(), share)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import bishare_dsl.peft  # noqa: F401 - registers the method
 from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.convert.effective import delta
-from bishare_dsl.diagnostics import AdapterError, BishareError, ModelError
+from bishare_dsl.diagnostics import AdapterError, BishareError, ModelError, PlanError
 from tests.support.checks import randomize
 from tests.support.families import tiny_model
 
@@ -114,10 +114,26 @@ def test_what_is_not_linear_runs_at_a_head_and_not_at_an_embedding():
     share = "share x per module rank 2 via Experts(count = 2)"
     model = trained(tiny_model("llama"), f"spec s\ntarget lm_head\n{share}")
     assert not torch.equal(logits(model), logits(tiny_model("llama")))
-    with pytest.raises(
-        ModelError, match=r"BS403.*`model.embed_tokens`.*an embedding must be a matrix"
-    ):
+    with pytest.raises(PlanError, match=r"BS327.*`model.embed_tokens`"):
         compile_spec(f"spec s\ntarget embed_tokens\n{share}", tiny_model("llama"))
+
+
+class Lookup(nn.Module):
+    """An embedding whose name says nothing of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.ModuleDict({"fc": nn.Linear(4, 4)})])
+        self.codes = nn.Embedding(6, 4)
+
+    def forward(self, ids):
+        return self.layers[0]["fc"](self.codes(ids))
+
+
+def test_an_embedding_of_another_name_is_refused_when_it_is_rewritten():
+    text = "spec s\ntarget codes\nshare x per module rank 2 via Experts(count = 2)"
+    with pytest.raises(ModelError, match=r"BS403.*`codes`.*an embedding must be a matrix"):
+        compile_spec(text, Lookup())
 
 
 class Bypassing(nn.Module):

@@ -39,4 +39,5 @@ GATE_RANK = warning(
     "gates of rank {gate_rank} make this update rank {gate_rank} at most, below the share's rank "
     "{rank}",
 )
+NO_MATRIX = Code("BS327", "share `{share}` adds no matrix to `{path}`: {why}")
 KERNEL_CROPS = warning("BS351", "size {size} does not divide {widths}: KE goes past it and crops")
